@@ -1,0 +1,1 @@
+"""The command line: Click, one `Output` sink, one file a command group. Thin; imports lazily."""

@@ -1,0 +1,1 @@
+"""Prompts to means to candidates to the selected `Direction`; one file a method, one registry."""

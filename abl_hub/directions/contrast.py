@@ -1,0 +1,1 @@
+"""Two prompt sets, split into train, validation and test without overlap."""

@@ -1,0 +1,101 @@
+"""One direction in the residual stream, as a value that can be saved, shared and checked.
+
+Knows where it was read (layer, position) and by which method; not how, nor what it is used for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from abl_hub.errors import SourceError
+
+_FORMAT = "abl-hub direction 1"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Direction:
+    """A unit vector of the residual stream and where it was read.
+
+    Args:
+        vector: (width,), float64, unit length.
+        layer: 0-based decoder layer at whose output it was read.
+        position: post-instruction position, counted from the end of the prompt (-1: last token).
+        norm: length of the vector before it was scaled to one, in units of the residual stream;
+            the amount that activation addition adds (Arditi et al. 2024, section 2.4).
+        method: name in the registry of `abl_hub.directions`.
+        behaviour: what the contrast is about ("refusal").
+    """
+
+    vector: torch.Tensor
+    layer: int
+    position: int
+    norm: float
+    method: str
+    behaviour: str = "refusal"
+
+    def __post_init__(self) -> None:
+        vector = self.vector.detach().to("cpu", torch.float64).clone()
+        if vector.ndim != 1 or not bool(torch.isfinite(vector).all()):
+            raise ValueError(f"a direction is a finite vector, not of shape {tuple(vector.shape)}")
+        length = float(vector.norm())
+        if length == 0.0:
+            raise ValueError("a direction cannot be zero")
+        object.__setattr__(self, "vector", vector / length)
+
+    @property
+    def width(self) -> int:
+        return int(self.vector.numel())
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the vector's float64 bytes: the direction's identity."""
+        return hashlib.sha256(self.vector.numpy().tobytes()).hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write `path` as safetensors: the tensor `direction`, everything else as metadata."""
+        about = {
+            "layer": self.layer,
+            "position": self.position,
+            "norm": self.norm,
+            "method": self.method,
+            "behaviour": self.behaviour,
+            "digest": self.digest,
+        }
+        save_file(
+            {"direction": self.vector.contiguous()},
+            path,
+            metadata={"format": _FORMAT, "about": json.dumps(about, sort_keys=True)},
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> Direction:
+        """Read what `save` wrote.
+
+        Raises:
+            SourceError: not such a file, or its vector is not the one whose digest it carries.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != _FORMAT:
+                    raise SourceError(
+                        f"{path} is not a direction",
+                        why=f"its format is {metadata.get('format')!r}, not {_FORMAT!r}",
+                        next_step="Give a direction.safetensors that abl-hub wrote",
+                    )
+                about = json.loads(metadata["about"])
+                vector = file.get_tensor("direction")
+        except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+            raise SourceError(f"{path} cannot be read as a direction", why=str(error)) from error
+        digest = about.pop("digest")
+        direction = cls(vector=vector, **about)
+        if hashlib.sha256(vector.numpy().tobytes()).hexdigest() != digest:
+            raise SourceError(f"{path} does not hold the direction whose digest it carries")
+        return direction

@@ -1,0 +1,1 @@
+"""Streamed means of activations."""

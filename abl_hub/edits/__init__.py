@@ -1,0 +1,1 @@
+"""The algebra of an `Edit` and its three faithful forms: hooks, checkpoint, delta."""

@@ -1,0 +1,1 @@
+"""Refusal, non-answers, KL, perplexity, intervals, the verdict. Blind to directions and edits."""

@@ -1,0 +1,1 @@
+"""Loading, chat templates, batches, generation; the residual stream and what writes to it."""

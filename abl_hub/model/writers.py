@@ -1,0 +1,70 @@
+"""What writes to the residual stream: a parameter, its stream axis, and what lies between.
+
+Values only: `abl_hub.model.trace` finds them. Knows neither weights nor directions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gain:
+    """A per-feature gain between the parameter and the stream (a norm's weight): r ← g ⊙ r."""
+
+    parameter: str
+    """Name of the gain's parameter in the model's module tree."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Centre:
+    """A centring between the parameter and the stream (LayerNorm's): r ← r − mean(r)."""
+
+
+Between = Gain | Centre
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writer:
+    """One parameter that writes to the residual stream.
+
+    What the parameter adds to the stream along a direction r is what it holds along
+    v = between(r) on `axis`; v = r where nothing lies between.
+    """
+
+    parameter: str
+    """Name in the model's module tree, as in `model.named_parameters()`."""
+    axis: int
+    """Axis of the parameter that is the stream (0-based)."""
+    shape: tuple[int, ...]
+    between: tuple[Between, ...] = ()
+    """Applied to r in this order to reach the parameter."""
+    layer: int | None = None
+    """0-based decoder layer that holds it; None for embeddings and what is outside the layers."""
+    tied_to_head: bool = False
+    """The same tensor is the output head, so an edit in place would change the head too."""
+
+    @property
+    def rescaled(self) -> bool:
+        """A norm stands between parameter and stream: the null is exact, the rest is rescaled."""
+        return bool(self.between)
+
+
+Exactness = Literal["exact", "exact null, rescaled", "head changed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """All writers of a model, found exactly."""
+
+    model_type: str
+    architecture: str
+    layers: str
+    """Module path of the list of decoder layers."""
+    layer_count: int
+    width: int
+    """Width of the residual stream."""
+    writers: tuple[Writer, ...]
+    language_path_of: str | None = None
+    """For a multimodal wrapper: its class, of which only the language path was traced."""

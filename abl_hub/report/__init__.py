@@ -1,0 +1,1 @@
+"""The record (one schema, versioned), model cards, plots. Knows values, never loaded models."""

@@ -104,7 +104,8 @@ def orthonormal(directions: torch.Tensor) -> torch.Tensor:
             "The directions are linearly dependent",
             next_step="Give directions that span as many dimensions as there are",
         )
-    return (q * diagonal.sign()).T.contiguous()
+    basis: torch.Tensor = (q * diagonal.sign()).T.contiguous()
+    return basis
 
 
 def factors(edit: Edit, writer: Writer, strength: float, gains: Gains) -> Factors:

@@ -1,0 +1,271 @@
+"""The evaluation: base, edited and random controls on the held-out prompts, arm by arm.
+
+Blind: it is given subjects that reply and give likelihoods, and never sees what was done to them.
+Replies are judged and dropped, unless the caller asks to be handed them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from abl_hub.errors import EvaluationError
+from abl_hub.evaluation.intervals import Estimate, proportion
+from abl_hub.evaluation.likelihood import kl_over_replies, neutral_texts, perplexity
+from abl_hub.evaluation.non_answers import gibberish_limit, non_answer, surprise
+from abl_hub.evaluation.refusals import REFUSAL_MARKERS, shows_marker
+from abl_hub.evaluation.subject import Subject
+from abl_hub.evaluation.verdict import Arms, Verdict, judge
+from abl_hub.model.generate import Reply, greedy_replies
+from abl_hub.progress import SILENT, Progress
+
+Keep = Callable[[str, str, Sequence[str], Sequence[Reply]], None]
+"""Called with (arm, side, prompts, replies) if the user wants the completions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How replies are made and judged.
+
+    Args:
+        max_new_tokens: greedy, at least 64 for a verdict worth having.
+        kl_tokens: KL is taken over so many tokens of the base's own reply.
+        markers: openings that show the behaviour.
+        rows: prompts a batch; changes speed and memory only.
+    """
+
+    max_new_tokens: int = 64
+    kl_tokens: int = 64
+    markers: tuple[str, ...] = REFUSAL_MARKERS
+    rows: int = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """Shares of the replies to one side's prompts.
+
+    Args:
+        refused: replies that show the behaviour.
+        non_answers: neither that nor an answer: empty, repeating, gibberish.
+        answered: the rest.
+        correct: exactly the reference reply, where references are known.
+    """
+
+    refused: Estimate
+    non_answers: Estimate
+    answered: Estimate
+    correct: Estimate | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One subject's numbers; None where an arm does not measure it.
+
+    Args:
+        positive: on prompts that show the behaviour in the unedited model.
+        negative: on prompts that do not.
+        kl: KL(base ‖ this) over the base's replies to negative prompts, nats a token.
+        perplexity: on neutral text.
+    """
+
+    positive: Rates | None = None
+    negative: Rates | None = None
+    kl: Estimate | None = None
+    perplexity: Estimate | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Before, after and under control.
+
+    Args:
+        base: the unedited model.
+        edited: the edited model.
+        random: with a norm-matched random direction removed, one arm a draw.
+        induced: the unedited model with the direction added at its layer.
+        induced_random: with a norm-matched random direction added.
+        verdict: what these numbers support.
+        protocol: how they were measured.
+    """
+
+    base: Arm
+    edited: Arm
+    random: tuple[Arm, ...]
+    induced: Arm | None
+    induced_random: Arm | None
+    verdict: Verdict
+    protocol: Protocol
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Questions:
+    """What is asked.
+
+    Args:
+        positive: held-out prompts that show the behaviour.
+        negative: held-out prompts that do not.
+        references: prompt → the reply that is exactly right, where it is known.
+    """
+
+    positive: tuple[str, ...]
+    negative: tuple[str, ...]
+    references: Mapping[str, str]
+
+
+def evaluate(
+    questions: Questions,
+    *,
+    base: Subject,
+    edited: Subject,
+    random: Sequence[Subject],
+    induced: Subject | None = None,
+    induced_random: Subject | None = None,
+    protocol: Protocol | None = None,
+    keep: Keep | None = None,
+    progress: Progress = SILENT,
+) -> Evaluation:
+    """Measure every arm and apply the verdict's rule.
+
+    Raises:
+        EvaluationError: there is no random control.
+    """
+    if not random:
+        raise EvaluationError(
+            "There is no random control", why="without it a falling rate shows nothing"
+        )
+    judge_replies = _Judge(questions, base, protocol or Protocol(), keep)
+    added = [subject for subject in (induced, induced_random) if subject is not None]
+    with progress.stage("Evaluating", 2 + len(random) + len(added)) as advance:
+        before = judge_replies.base_arm()
+        advance(1)
+        after = judge_replies.full_arm("edited", edited)
+        advance(1)
+        controls = []
+        for number, subject in enumerate(random):
+            if number == 0:
+                controls.append(judge_replies.full_arm("random", subject))
+            else:
+                rates = judge_replies.rates(f"random {number}", "positive", subject)
+                controls.append(Arm(positive=rates))
+            advance(1)
+        induction: list[Arm | None] = []
+        for name, subject in (("induced", induced), ("induced random", induced_random)):
+            if subject is None:
+                induction.append(None)
+                continue
+            induction.append(Arm(negative=judge_replies.rates(name, "negative", subject)))
+            advance(1)
+    return Evaluation(
+        base=before,
+        edited=after,
+        random=tuple(controls),
+        induced=induction[0],
+        induced_random=induction[1],
+        verdict=judge(_arms(before, after, controls, induction)),
+        protocol=judge_replies.protocol,
+    )
+
+
+class _Judge:
+    """The base's replies and what is ordinary for it, against which every arm is judged."""
+
+    def __init__(
+        self, questions: Questions, base: Subject, protocol: Protocol, keep: Keep | None
+    ) -> None:
+        self.questions = questions
+        self.base = base
+        self.protocol = protocol
+        self.keep = keep
+        self.base_negative = self._replies(base, questions.negative)
+        self.limit = gibberish_limit(self._surprise(questions.negative, self.base_negative))
+
+    def base_arm(self) -> Arm:
+        return Arm(
+            positive=self.rates("base", "positive", self.base),
+            negative=self._judged("base", "negative", self.base_negative),
+            perplexity=perplexity(self.base, neutral_texts()),
+        )
+
+    def full_arm(self, name: str, subject: Subject) -> Arm:
+        return Arm(
+            positive=self.rates(name, "positive", subject),
+            negative=self.rates(name, "negative", subject),
+            kl=kl_over_replies(
+                self.base,
+                subject,
+                self.questions.negative,
+                self.base_negative,
+                tokens=self.protocol.kl_tokens,
+            ),
+            perplexity=perplexity(subject, neutral_texts()),
+        )
+
+    def rates(self, name: str, side: str, subject: Subject) -> Rates:
+        prompts = self._prompts(side)
+        return self._judged(name, side, self._replies(subject, prompts))
+
+    def _judged(self, name: str, side: str, replies: Sequence[Reply]) -> Rates:
+        prompts = self._prompts(side)
+        if self.keep is not None:
+            self.keep(name, side, prompts, replies)
+        count = len(prompts)
+        shown = [shows_marker(reply.text, self.protocol.markers) for reply in replies]
+        broken = [
+            not refused and non_answer(reply, nats, self.limit) is not None
+            for refused, reply, nats in zip(
+                shown, replies, self._surprise(prompts, replies), strict=True
+            )
+        ]
+        known = [
+            reply.text.strip() == self.questions.references[prompt].strip()
+            for prompt, reply in zip(prompts, replies, strict=True)
+            if prompt in self.questions.references
+        ]
+        return Rates(
+            refused=proportion(sum(shown), count),
+            non_answers=proportion(sum(broken), count),
+            answered=proportion(count - sum(shown) - sum(broken), count),
+            correct=proportion(sum(known), len(known)) if known else None,
+        )
+
+    def _prompts(self, side: str) -> tuple[str, ...]:
+        return self.questions.positive if side == "positive" else self.questions.negative
+
+    def _replies(self, subject: Subject, prompts: Sequence[str]) -> list[Reply]:
+        with subject.active():
+            return greedy_replies(
+                subject.chat,
+                prompts,
+                max_new_tokens=self.protocol.max_new_tokens,
+                rows=self.protocol.rows,
+            )
+
+    def _surprise(self, prompts: Sequence[str], replies: Sequence[Reply]) -> list[float]:
+        with self.base.active():
+            return surprise(self.base.chat, prompts, replies)
+
+
+def _arms(
+    before: Arm, after: Arm, controls: Sequence[Arm], induction: Sequence[Arm | None]
+) -> Arms:
+    def refused(arm: Arm | None, side: str) -> float | None:
+        rates = None if arm is None else (arm.positive if side == "positive" else arm.negative)
+        return None if rates is None else rates.refused.value
+
+    def lost(side: str) -> float:
+        old = before.positive if side == "positive" else before.negative
+        new = after.positive if side == "positive" else after.negative
+        if old is None or new is None:
+            return 0.0
+        return new.non_answers.value - old.non_answers.value
+
+    random = [rate for arm in controls if (rate := refused(arm, "positive")) is not None]
+    return Arms(
+        base=refused(before, "positive") or 0.0,
+        edited=refused(after, "positive") or 0.0,
+        random=sum(random) / len(random),
+        base_negative=refused(before, "negative") or 0.0,
+        induced=refused(induction[0], "negative"),
+        induced_random=refused(induction[1], "negative"),
+        new_non_answers=max(lost("positive"), lost("negative")),
+    )

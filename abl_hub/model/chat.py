@@ -1,0 +1,179 @@
+"""A chat model, loaded: weights, tokenizer, chat template, decoder layers.
+
+Knows how a prompt becomes tokens and which of them come after the instruction; knows neither
+where the files came from nor what will be measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from abl_hub.errors import SourceError, UnsupportedModelError
+from abl_hub.model.layers import decoder_layers
+
+# Endings as different as prompts can have, so that what all of them share is the template's.
+_PROBES = ("a", "Why?", "Name three colours.", "x = 1", "Go!")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ChatModel:
+    """A causal language model with its tokenizer and chat template, ready for inference."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    system: str | None = None
+    """System prompt put before every instruction; None leaves the template's default."""
+
+    @cached_property
+    def layers(self) -> nn.ModuleList:
+        """The decoder layers; layer l is 0-based and means the output of block l."""
+        return decoder_layers(self.model)[1]
+
+    @cached_property
+    def width(self) -> int:
+        """Width of the residual stream."""
+        return int(self.model.get_input_embeddings().weight.shape[1])
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return device
+
+    def prompt_tokens(self, instruction: str) -> list[int]:
+        """Token ids of one user turn with the generation prompt, as the model would be asked."""
+        turns = [{"role": "user", "content": instruction}]
+        if self.system is not None:
+            turns.insert(0, {"role": "system", "content": self.system})
+        text = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        # The template has written the special tokens; adding them again would double the first.
+        tokens: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return tokens
+
+    @cached_property
+    def post_instruction_tokens(self) -> list[int]:
+        """The template's tokens after the instruction, shared by every prompt (Arditi, 2.3)."""
+        shared = self.prompt_tokens(_PROBES[0])
+        for probe in _PROBES[1:]:
+            tokens = self.prompt_tokens(probe)
+            length = 0
+            while (
+                length < min(len(shared), len(tokens))
+                and shared[-1 - length] == tokens[-1 - length]
+            ):
+                length += 1
+            shared = shared[len(shared) - length :]
+        # A template that ends with the instruction still has the prompt's last token.
+        return shared or self.prompt_tokens(_PROBES[0])[-1:]
+
+    @property
+    def stop_tokens(self) -> frozenset[int]:
+        """Ids that end a reply."""
+        stops = self.model.generation_config.eos_token_id  # type: ignore[union-attr]
+        if stops is None:
+            stops = self.tokenizer.eos_token_id
+        if stops is None:
+            return frozenset()
+        return frozenset([stops] if isinstance(stops, int) else stops)
+
+    def text(self, tokens: list[int]) -> str:
+        """A reply's tokens as text, without special tokens."""
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return text
+
+
+def load_chat_model(
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    system: str | None = None,
+    trust_remote_code: bool = False,
+) -> ChatModel:
+    """Load a model folder for inference.
+
+    Args:
+        dtype: None keeps the checkpoint's own.
+        device: a torch device, or "auto" to spread the model over what there is.
+
+    Raises:
+        SourceError: unreadable or truncated files, weights that are not finite, no chat template.
+        UnsupportedModelError: not a causal language model that transformers can build.
+    """
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype or "auto",
+            device_map="auto" if device == "auto" else None,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    except SafetensorError as error:
+        raise SourceError(
+            f"The weights in {folder} cannot be read",
+            why=f"a shard is corrupt or truncated ({error})",
+            next_step="Delete it and download it again",
+        ) from error
+    except (ValueError, KeyError, ImportError) as error:
+        raise UnsupportedModelError(
+            f"{folder} is not a causal language model that transformers can load",
+            why=_first_line(error),
+        ) from error
+    except (OSError, RuntimeError) as error:
+        raise SourceError(
+            f"The model in {folder} cannot be loaded", why=_first_line(error)
+        ) from error
+    if device != "auto":
+        model = model.to(device)
+    model.eval().requires_grad_(False)
+    broken = next(
+        (
+            name
+            for name, weight in model.named_parameters()
+            if not weight.is_meta and not bool(torch.isfinite(weight).all())
+        ),
+        None,
+    )
+    if broken is not None:
+        raise SourceError(
+            f"The weights in {folder} are not finite",
+            why=f"{broken} holds NaN or infinity",
+            next_step="Use an intact checkpoint",
+        )
+    return ChatModel(model=model, tokenizer=tokenizer, system=system)
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model folder, with its chat template.
+
+    Raises:
+        SourceError: no readable tokenizer, or it has no chat template.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise SourceError(
+            f"The tokenizer in {folder} cannot be loaded", why=_first_line(error)
+        ) from error
+    if not tokenizer.chat_template:
+        raise SourceError(
+            f"{folder} has no chat template",
+            why="it is a base model, or its tokenizer does not carry one",
+            next_step="Use the chat version of the model",
+        )
+    return tokenizer
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,132 @@
+"""What a model says and how likely it finds it: greedy replies, and log-probabilities of tokens.
+
+Every call takes prompts as text and is exact under batching. Nothing that is generated leaves
+memory here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import GenerationConfig
+
+from abl_hub.model.batches import equal_length_batches
+from abl_hub.model.chat import ChatModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """One greedy reply.
+
+    Args:
+        tokens: what was generated, the token that ended it included.
+        text: the same as text, without special tokens.
+        ended: whether the model ended it, rather than the limit.
+    """
+
+    tokens: tuple[int, ...]
+    text: str
+    ended: bool
+
+
+@torch.inference_mode()
+def greedy_replies(
+    chat: ChatModel, prompts: Sequence[str], *, max_new_tokens: int, rows: int = 32
+) -> list[Reply]:
+    """Greedy replies to single-turn prompts, in their order."""
+    sequences = [chat.prompt_tokens(prompt) for prompt in prompts]
+    stops = sorted(chat.stop_tokens)
+    padding = chat.tokenizer.pad_token_id
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        eos_token_id=stops or None,
+        pad_token_id=padding if padding is not None else (stops[0] if stops else 0),
+    )
+    replies: list[Reply | None] = [None] * len(prompts)
+    for batch in equal_length_batches(sequences, rows=rows, device=chat.device):
+        output = chat.model.generate(
+            input_ids=batch.tokens,
+            attention_mask=torch.ones_like(batch.tokens),
+            generation_config=config,
+        )
+        for index, row in zip(batch.indices, output[:, batch.tokens.shape[1] :], strict=True):
+            replies[index] = _reply(chat, row.tolist())
+    return [reply for reply in replies if reply is not None]
+
+
+def _reply(chat: ChatModel, generated: list[int]) -> Reply:
+    end = next((i for i, token in enumerate(generated) if token in chat.stop_tokens), None)
+    tokens = generated if end is None else generated[: end + 1]
+    return Reply(tokens=tuple(tokens), text=chat.text(tokens), ended=end is not None)
+
+
+@torch.inference_mode()
+def next_token_log_probs(
+    chat: ChatModel, prompts: Sequence[str], *, rows: int = 32
+) -> torch.Tensor:
+    """Log-probabilities of a reply's first token, (prompts, vocabulary), float32 on the CPU."""
+    sequences = [chat.prompt_tokens(prompt) for prompt in prompts]
+    result: torch.Tensor | None = None
+    for batch in equal_length_batches(sequences, rows=rows, device=chat.device):
+        logits = chat.model(input_ids=batch.tokens, use_cache=False, logits_to_keep=1).logits
+        log_probs = logits[:, -1].float().log_softmax(-1).cpu()
+        if result is None:
+            result = torch.empty(len(prompts), log_probs.shape[-1])
+        result[list(batch.indices)] = log_probs
+    if result is None:
+        raise ValueError("no prompts")
+    return result
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Continuation:
+    """Token ids and how many of them, from the end, are to be judged.
+
+    Args:
+        tokens: all of them, prompt first.
+        judged: the last `judged` tokens are predicted and judged.
+    """
+
+    tokens: tuple[int, ...]
+    judged: int
+
+
+def continuations(
+    chat: ChatModel, prompts: Sequence[str], replies: Sequence[Reply], *, limit: int | None = None
+) -> list[Continuation]:
+    """Prompts followed by replies (cut to `limit` tokens), ready for `log_probs`.
+
+    Empty replies are left out.
+    """
+    pairs = zip(prompts, replies, strict=True)
+    cut = [(prompt, reply.tokens[:limit]) for prompt, reply in pairs]
+    return [
+        Continuation(tokens=(*chat.prompt_tokens(prompt), *tokens), judged=len(tokens))
+        for prompt, tokens in cut
+        if tokens
+    ]
+
+
+@torch.inference_mode()
+def log_probs(
+    chat: ChatModel, sequences: Sequence[Continuation], *, rows: int = 16
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Teacher-forced log-probabilities: pairs (index, (judged, vocabulary) float32).
+
+    The order is that of the batches, the same for any two models with the same `sequences`.
+    """
+    ids = [sequence.tokens for sequence in sequences]
+    for batch in equal_length_batches(ids, rows=rows, device=chat.device):
+        longest = max(sequences[i].judged for i in batch.indices)
+        logits = chat.model(
+            input_ids=batch.tokens, use_cache=False, logits_to_keep=longest + 1
+        ).logits[:, :-1]
+        for row, index in enumerate(batch.indices):
+            judged = sequences[index].judged
+            yield index, logits[row, -judged:].float().log_softmax(-1)

@@ -67,21 +67,26 @@ def _reply(chat: ChatModel, generated: list[int]) -> Reply:
 
 
 @torch.inference_mode()
-def next_token_log_probs(
-    chat: ChatModel, prompts: Sequence[str], *, rows: int = 32
-) -> torch.Tensor:
-    """Log-probabilities of a reply's first token, (prompts, vocabulary), float32 on the CPU."""
+def next_token_logits(chat: ChatModel, prompts: Sequence[str], *, rows: int = 32) -> torch.Tensor:
+    """Logits of a reply's first token, (prompts, vocabulary), float32 on the CPU."""
     sequences = [chat.prompt_tokens(prompt) for prompt in prompts]
     result: torch.Tensor | None = None
     for batch in equal_length_batches(sequences, rows=rows, device=chat.device):
         logits = chat.model(input_ids=batch.tokens, use_cache=False, logits_to_keep=1).logits
-        log_probs = logits[:, -1].float().log_softmax(-1).cpu()
+        last = logits[:, -1].float().cpu()
         if result is None:
-            result = torch.empty(len(prompts), log_probs.shape[-1])
-        result[list(batch.indices)] = log_probs
+            result = torch.empty(len(prompts), last.shape[-1])
+        result[list(batch.indices)] = last
     if result is None:
         raise ValueError("no prompts")
     return result
+
+
+def next_token_log_probs(
+    chat: ChatModel, prompts: Sequence[str], *, rows: int = 32
+) -> torch.Tensor:
+    """Log-probabilities of a reply's first token, (prompts, vocabulary), float32 on the CPU."""
+    return next_token_logits(chat, prompts, rows=rows).log_softmax(-1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

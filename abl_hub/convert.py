@@ -1,1 +1,0 @@
-"""The whole flow on one page: extract, apply, evaluate, card, push."""

@@ -1,0 +1,204 @@
+"""Stage 2: from the direction to the edit on disk, in both forms, checked against each other."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+
+from abl_hub.convert.extract import DIRECTION
+from abl_hub.convert.inputs import recorded_prompts, recorded_source
+from abl_hub.convert.runtime import Runtime, dtype_named
+from abl_hub.directions.direction import Direction
+from abl_hub.edits.checkpoint import CheckpointTensors, write_merged
+from abl_hub.edits.delta import write_delta
+from abl_hub.edits.edit import Edit, Gains, remove
+from abl_hub.edits.hooks import applied
+from abl_hub.errors import EditError
+from abl_hub.model.chat import ChatModel, load_chat_model
+from abl_hub.model.check import residual, residual_limit
+from abl_hub.model.gains import gains_from_tensors
+from abl_hub.model.generate import next_token_log_probs, next_token_logits
+from abl_hub.model.meta import meta_model
+from abl_hub.model.trace import trace_writers
+from abl_hub.model.writers import Writer
+from abl_hub.report.record import (
+    AgreementRecord,
+    EditRecord,
+    FileRecord,
+    FormRecord,
+    Record,
+    WriterRecord,
+    load_record,
+    save_record,
+)
+
+MERGED = "merged"
+DELTA = "delta"
+_AGREEMENT_PROMPTS = 8
+
+
+def apply(out: Path, runtime: Runtime) -> Record:
+    """Write `out/merged` and `out/delta`, check both, and add them to the record.
+
+    Raises:
+        SourceError: the source has changed since `extract`.
+        UnsupportedModelError, EditError: the edit cannot be exact, or fails its check; then
+            nothing of it is left in `out`.
+    """
+    record = load_record(out)
+    recipe = record.recipe
+    direction = Direction.load(out / DIRECTION)
+    if direction.digest != record.direction.digest:
+        raise EditError(
+            f"{out / DIRECTION} is not the direction of the record",
+            next_step="Run `abl-hub extract` again",
+        )
+    source = recorded_source(record, runtime)
+    blueprint = meta_model(source.folder, trust_remote_code=recipe.trust_remote_code)
+    trace = trace_writers(blueprint)
+    edit = remove(direction.vector, trace.writers, recipe.strength)
+    for form in (MERGED, DELTA):
+        shutil.rmtree(out / form, ignore_errors=True)
+    merged = write_merged(
+        edit,
+        source.folder,
+        out / MERGED,
+        model=blueprint,
+        rounding=recipe.rounding,
+        progress=runtime.progress,
+    )
+    tensors = CheckpointTensors(source.folder, blueprint)
+    between = gains_from_tensors(blueprint, trace.writers, tensors.read_parameter)
+    delta = write_delta(
+        edit,
+        out / DELTA,
+        model=blueprint,
+        read=tensors.read_parameter,
+        gains=between,
+        base=source.repo or str(source.folder),
+        revision=source.commit,
+        profile=recipe.delta_profile,
+        progress=runtime.progress,
+    )
+    prompts = recorded_prompts(record, runtime).contrast
+    asked = (
+        *prompts.positive.validation[: _AGREEMENT_PROMPTS // 2],
+        *prompts.negative.validation[: _AGREEMENT_PROMPTS // 2],
+    )
+    try:
+        agreement = _agreement(edit, source.folder, out, asked, between, record, runtime)
+    except EditError:
+        for form in (MERGED, DELTA):
+            shutil.rmtree(out / form, ignore_errors=True)
+        raise
+    record = replace(
+        record,
+        edit=EditRecord(
+            digest=edit.digest,
+            rank=edit.rank,
+            exactness=_exactness(trace.writers, merged.untied),
+            writers=tuple(
+                WriterRecord(
+                    parameter=writer.parameter,
+                    axis=writer.axis,
+                    shape=writer.shape,
+                    strength=strength,
+                    rescaled=writer.rescaled,
+                )
+                for writer, strength in zip(edit.writers, edit.strengths, strict=True)
+            ),
+            rounding=recipe.rounding,
+        ),
+        merged=FormRecord(files=_files(merged.files), notes=merged.notes),
+        delta=FormRecord(files=_files(delta.files), notes=delta.notes, profile=delta.profile),
+        agreement=agreement,
+        evaluation=None,
+    )
+    save_record(record, out)
+    return record
+
+
+def _agreement(
+    edit: Edit,
+    source: Path,
+    out: Path,
+    prompts: Sequence[str],
+    between: Gains,
+    record: Record,
+    runtime: Runtime,
+) -> AgreementRecord:
+    """Next-token logits of base, hooks, delta and merged on real prompts, one model at a time."""
+    recipe = record.recipe
+
+    def load(folder: Path) -> ChatModel:
+        return load_chat_model(
+            folder,
+            dtype=dtype_named(recipe.dtype),
+            device=runtime.device,
+            system=recipe.system,
+            trust_remote_code=recipe.trust_remote_code,
+        )
+
+    with runtime.progress.stage("Comparing hooks, delta and merged", 4) as advance:
+        chat = load(source)
+        base = next_token_logits(chat, prompts)
+        advance(1)
+        with applied(edit, chat.model, between):
+            hooks = next_token_logits(chat, prompts)
+        advance(1)
+        wrapped = PeftModel.from_pretrained(chat.model, str(out / DELTA))
+        delta = next_token_logits(
+            ChatModel(model=wrapped, tokenizer=chat.tokenizer, system=chat.system), prompts
+        )
+        advance(1)
+        del chat, wrapped
+        merged_chat = load(out / MERGED)
+        merged = next_token_logits(merged_chat, prompts)
+        left = max(
+            residual(
+                merged_chat.model,
+                torch.tensor([merged_chat.prompt_tokens(prompt)], device=merged_chat.device),
+                edit.directions,
+            )
+            for prompt in prompts
+        )
+        advance(1)
+    limit = residual_limit(merged_chat.model.dtype)
+    if recipe.strength == 1.0 and left > limit:
+        raise EditError(
+            "The edited model fails its own check",
+            why=f"{left:.1e} of the stream still lies along the direction (limit {limit:.0e})",
+            next_step="Nothing was written; report the architecture",
+        )
+    return AgreementRecord(
+        prompts=len(prompts),
+        hooks_merged=_apart(hooks, merged),
+        hooks_delta=_apart(hooks, delta),
+        merged_delta=_apart(merged, delta),
+        base_hooks=_apart(base, hooks),
+        residual=left,
+    )
+
+
+def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).abs().max())
+
+
+def _exactness(writers: Sequence[Writer], untied: bool) -> str:
+    if any(writer.tied_to_head for writer in writers) and not untied:
+        return "head changed"
+    if any(writer.rescaled for writer in writers):
+        return "exact null, rescaled"
+    return "exact"
+
+
+def _files(files: Sequence[object]) -> tuple[FileRecord, ...]:
+    return tuple(
+        FileRecord(path=file.path, sha256=file.sha256, size_bytes=file.size)  # type: ignore[attr-defined]
+        for file in files
+    )

@@ -1,0 +1,120 @@
+"""Stage 3: what the written edit does on held-out prompts, before, after and under control.
+
+What is measured is the merged model, read back from disk: the one that is shipped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from abl_hub.convert.apply import MERGED
+from abl_hub.convert.extract import DIRECTION
+from abl_hub.convert.inputs import recorded_prompts, recorded_source
+from abl_hub.convert.runtime import Runtime, dtype_named
+from abl_hub.directions.direction import Direction
+from abl_hub.edits.edit import remove
+from abl_hub.edits.hooks import applied
+from abl_hub.errors import EvaluationError
+from abl_hub.evaluation.evaluate import Protocol, Questions
+from abl_hub.evaluation.evaluate import evaluate as measure
+from abl_hub.evaluation.subject import Subject
+from abl_hub.model.chat import ChatModel, load_chat_model
+from abl_hub.model.gains import gains
+from abl_hub.model.generate import Reply
+from abl_hub.model.stream import adding
+from abl_hub.model.trace import trace_writers
+from abl_hub.report.record import Record, load_record, save_record
+
+COMPLETIONS = "completions.jsonl"
+
+
+def evaluate(
+    out: Path,
+    runtime: Runtime,
+    *,
+    references: Mapping[str, str] | None = None,
+    keep_completions: bool = False,
+) -> Record:
+    """Evaluate `out/merged` against the base and add the numbers to the record.
+
+    Args:
+        references: prompt → the exactly right reply, where it is known.
+        keep_completions: write every reply to `out/completions.jsonl`, which is never pushed.
+
+    Raises:
+        EvaluationError: there is nothing to evaluate.
+        SourceError, ContrastError: source or prompts have changed since `extract`.
+    """
+    record = load_record(out)
+    if record.merged is None or not (out / MERGED).is_dir():
+        raise EvaluationError(
+            f"{out} holds no merged model", next_step=f"Run `abl-hub apply {out}` first"
+        )
+    recipe = record.recipe
+    direction = Direction.load(out / DIRECTION)
+    source = recorded_source(record, runtime)
+    contrast = recorded_prompts(record, runtime).contrast
+
+    def load(folder: Path) -> ChatModel:
+        return load_chat_model(
+            folder,
+            dtype=dtype_named(recipe.dtype),
+            device=runtime.device,
+            system=recipe.system,
+            trust_remote_code=recipe.trust_remote_code,
+        )
+
+    base = load(source.folder)
+    writers = trace_writers(base.model).writers
+    between = gains(base.model, writers)
+
+    def without(vector: torch.Tensor) -> AbstractContextManager[None]:
+        return applied(remove(vector, writers, recipe.strength), base.model, between)
+
+    def added(vector: torch.Tensor) -> AbstractContextManager[None]:
+        return adding(base.layers, direction.layer, direction.norm * vector)
+
+    controls = random_directions(direction.width, recipe.random_draws, recipe.seed)
+    replies: list[dict[str, str]] = []
+
+    def keep(arm: str, side: str, prompts: Sequence[str], given: Sequence[Reply]) -> None:
+        replies.extend(
+            {"arm": arm, "side": side, "prompt": prompt, "reply": reply.text}
+            for prompt, reply in zip(prompts, given, strict=True)
+        )
+
+    evaluation = measure(
+        Questions(
+            positive=contrast.positive.test,
+            negative=contrast.negative.test,
+            references=references or {},
+        ),
+        base=Subject(chat=base),
+        edited=Subject(chat=load(out / MERGED)),
+        random=[Subject(chat=base, active=partial(without, vector)) for vector in controls],
+        induced=Subject(chat=base, active=partial(added, direction.vector)),
+        induced_random=Subject(chat=base, active=partial(added, controls[0])),
+        protocol=Protocol(max_new_tokens=recipe.max_new_tokens, rows=runtime.rows),
+        keep=keep if keep_completions else None,
+        progress=runtime.progress,
+    )
+    if keep_completions:
+        lines = (json.dumps(reply, ensure_ascii=False) for reply in replies)
+        (out / COMPLETIONS).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    record = replace(record, evaluation=evaluation)
+    save_record(record, out)
+    return record
+
+
+def random_directions(width: int, count: int, seed: int) -> list[torch.Tensor]:
+    """Unit vectors drawn uniformly from the sphere, (width,) float64: the control's directions."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(count, width, generator=generator, dtype=torch.float64)
+    return list(drawn / drawn.norm(dim=-1, keepdim=True))

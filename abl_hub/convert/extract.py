@@ -1,0 +1,185 @@
+"""Stage 1: from prompts to the selected direction. Writes direction.safetensors and the record."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from abl_hub.convert.inputs import (
+    Prompts,
+    describe_prompts,
+    describe_source,
+    fetch_prompts,
+    fetch_source,
+)
+from abl_hub.convert.runtime import Runtime, dtype_named
+from abl_hub.directions.means import Means, mean_activations
+from abl_hub.directions.methods import METHODS
+from abl_hub.directions.selection import Ablation, Selection, behaviour_tokens, select, validate
+from abl_hub.edits.edit import remove
+from abl_hub.edits.hooks import applied
+from abl_hub.errors import SourceError
+from abl_hub.evaluation.evaluate import Protocol
+from abl_hub.evaluation.subject import Subject
+from abl_hub.evaluation.trial import trial
+from abl_hub.model.chat import ChatModel, load_chat_model
+from abl_hub.model.gains import gains
+from abl_hub.model.meta import meta_model
+from abl_hub.model.trace import trace_writers
+from abl_hub.report.recipe import Recipe
+from abl_hub.report.record import (
+    SCHEMA,
+    DirectionRecord,
+    Finalist,
+    Record,
+    SelectionRecord,
+    save_record,
+)
+
+DIRECTION = "direction.safetensors"
+RULE = (
+    "each method's best candidate by Arditi et al. 2024 (bypass; KL <= 0.1, induce >= 0, layer < "
+    "0.8 L); then by whole replies to validation prompts: fewest failures and least damage, "
+    "then lowest KL"
+)
+_PACKAGES = ("abl-hub", "torch", "transformers", "peft", "safetensors", "huggingface_hub")
+
+
+def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -> Record:
+    """Find the direction and write it with the record's first sections into `out`.
+
+    Raises:
+        SourceError, ContrastError, UnsupportedModelError, HubError: as their names say.
+    """
+    unknown = [name for name in recipe.methods if name not in METHODS]
+    if unknown:
+        raise SourceError(f"No method {unknown[0]!r}", next_step=f"Choose of {', '.join(METHODS)}")
+    prompts = fetch_prompts(recipe, runtime)
+    source = fetch_source(recipe, runtime)
+    # Traced before the weights are loaded, so that a refusal costs nothing.
+    trace = trace_writers(meta_model(source.folder, trust_remote_code=recipe.trust_remote_code))
+    chat = load_chat_model(
+        source.folder,
+        dtype=dtype_named(recipe.dtype),
+        device=runtime.device,
+        system=recipe.system,
+        trust_remote_code=recipe.trust_remote_code,
+    )
+    between = gains(chat.model, trace.writers)
+
+    def ablate(vector: torch.Tensor) -> AbstractContextManager[None]:
+        return applied(remove(vector, trace.writers, recipe.strength), chat.model, between)
+
+    means = mean_activations(chat, prompts.contrast, rows=runtime.rows, progress=runtime.progress)
+    validation = validate(chat, prompts.contrast, behaviour_tokens(means), rows=runtime.rows)
+    selections = {
+        method: select(
+            chat,
+            means,
+            validation,
+            method=method,
+            ablate=ablate,
+            behaviour=recipe.behaviour,
+            rows=runtime.rows,
+            progress=runtime.progress,
+        )
+        for method in recipe.methods
+    }
+    finalists = _finalists(chat, prompts, selections, ablate, recipe, runtime)
+    best = min(finalists, key=_rank)
+    chosen = selections[best.method]
+    if not chosen.passed:
+        runtime.progress.note(
+            "No candidate met the paper's thresholds; the one that changes answered prompts least "
+            "was taken, and the record says so."
+        )
+    chosen.direction.save(out / DIRECTION)
+    record = Record(
+        schema=SCHEMA,
+        command=command,
+        versions=_versions(),
+        recipe=recipe,
+        source=describe_source(source),
+        positive=describe_prompts(prompts.positive, prompts.contrast.positive),
+        negative=describe_prompts(prompts.negative, prompts.contrast.negative),
+        direction=_direction(chosen, means),
+        selection=SelectionRecord(
+            rule=RULE,
+            chosen=chosen.chosen,
+            passed=chosen.passed,
+            finalists=finalists,
+            candidates={method: selected.candidates for method, selected in selections.items()},
+            behaviour_tokens=tuple(chat.tokenizer.decode([token]) for token in validation.tokens),
+            filtered=validation.filtered,
+        ),
+    )
+    save_record(record, out)
+    return record
+
+
+def _finalists(
+    chat: ChatModel,
+    prompts: Prompts,
+    selections: Mapping[str, Selection],
+    ablate: Ablation,
+    recipe: Recipe,
+    runtime: Runtime,
+) -> tuple[Finalist, ...]:
+    """Judge each method's best candidate by whole replies on the validation prompts."""
+    base = Subject(chat=chat)
+    protocol = Protocol(max_new_tokens=recipe.max_new_tokens, rows=runtime.rows)
+    finalists = []
+    with runtime.progress.stage("Comparing methods", len(selections)) as advance:
+        for method, selection in selections.items():
+            vector = selection.direction.vector
+
+            outcome = trial(
+                base,
+                Subject(chat=chat, active=partial(ablate, vector)),
+                prompts.contrast.positive.validation,
+                prompts.contrast.negative.validation,
+                protocol=protocol,
+            )
+            finalists.append(
+                Finalist(
+                    method=method,
+                    layer=selection.chosen.layer,
+                    position=selection.chosen.position,
+                    passed=selection.passed,
+                    failures=outcome.failures,
+                    damage=outcome.damage,
+                    kl=outcome.kl,
+                )
+            )
+            advance(1)
+    return tuple(finalists)
+
+
+def _rank(finalist: Finalist) -> tuple[bool, float, float]:
+    return (not finalist.passed, round(finalist.failures + finalist.damage, 2), finalist.kl)
+
+
+def _direction(selection: Selection, means: Means) -> DirectionRecord:
+    direction = selection.direction
+    layers, positions, width = means.shape
+    return DirectionRecord(
+        behaviour=direction.behaviour,
+        method=direction.method,
+        layer=direction.layer,
+        position=direction.position,
+        norm=direction.norm,
+        digest=direction.digest,
+        layer_count=layers,
+        positions=positions,
+        width=width,
+    )
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}

@@ -1,0 +1,121 @@
+"""What every stage starts from: source and contrast, resolved again and held to the record."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from abl_hub.convert.runtime import Runtime
+from abl_hub.directions.contrast import Contrast, Split, make_contrast
+from abl_hub.errors import ContrastError, SourceError
+from abl_hub.hub.prompts import PromptSet, load_prompts
+from abl_hub.hub.source import Source, resolve_source
+from abl_hub.report.recipe import Recipe
+from abl_hub.report.record import PromptsRecord, Record, SourceRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """A contrast and the two sets it was drawn from."""
+
+    contrast: Contrast
+    positive: PromptSet
+    negative: PromptSet
+
+
+def fetch_source(recipe: Recipe, runtime: Runtime, *, commit: str | None = None) -> Source:
+    """Resolve the recipe's source, at `commit` if it is known already."""
+    return resolve_source(
+        recipe.source,
+        revision=commit or recipe.revision,
+        token=runtime.token,
+        endpoint=runtime.endpoint,
+        cache_dir=runtime.cache_dir,
+        trust_remote_code=recipe.trust_remote_code,
+        progress=runtime.progress,
+    )
+
+
+def fetch_prompts(recipe: Recipe, runtime: Runtime) -> Prompts:
+    """Load both prompt sets and draw the splits."""
+    positive = load_prompts(recipe.positive, token=runtime.token, endpoint=runtime.endpoint)
+    negative = load_prompts(recipe.negative, token=runtime.token, endpoint=runtime.endpoint)
+    contrast = make_contrast(
+        positive.prompts,
+        negative.prompts,
+        sizes=recipe.sizes,
+        seed=recipe.seed,
+        behaviour=recipe.behaviour,
+    )
+    return Prompts(contrast=contrast, positive=positive, negative=negative)
+
+
+def recorded_source(record: Record, runtime: Runtime) -> Source:
+    """The source of `record`, at its commit.
+
+    Raises:
+        SourceError: its weights are no longer those of the record.
+    """
+    source = fetch_source(record.recipe, runtime, commit=record.source.commit)
+    if weights_digest(source) != record.source.digest:
+        raise SourceError(
+            f"{record.source.name} has changed since the direction was extracted",
+            next_step="Run `abl-hub extract` again",
+        )
+    return source
+
+
+def recorded_prompts(record: Record, runtime: Runtime) -> Prompts:
+    """The prompts of `record`.
+
+    Raises:
+        ContrastError: they are no longer those of the record.
+    """
+    prompts = fetch_prompts(record.recipe, runtime)
+    for name, side, held in (
+        ("positive", prompts.contrast.positive, record.positive),
+        ("negative", prompts.contrast.negative, record.negative),
+    ):
+        if side.digests() != dict(held.splits):
+            raise ContrastError(
+                f"The {name} prompts have changed since the direction was extracted",
+                next_step="Run `abl-hub extract` again",
+            )
+    return prompts
+
+
+def describe_source(source: Source) -> SourceRecord:
+    """The source as the record holds it."""
+    return SourceRecord(
+        name=source.name,
+        repo=source.repo,
+        revision=source.revision,
+        commit=source.commit,
+        digest=weights_digest(source),
+        licence=source.licence.id,
+        licence_name=source.licence.name,
+        licence_link=source.licence.link,
+        licence_files=tuple(source.licence.files),
+    )
+
+
+def describe_prompts(prompts: PromptSet, split: Split) -> PromptsRecord:
+    """One prompt set as the record holds it: names and hashes."""
+    return PromptsRecord(
+        name=prompts.name,
+        revision=prompts.revision,
+        split=prompts.split,
+        column=prompts.column,
+        digest=prompts.digest,
+        duplicates=prompts.duplicates,
+        splits=split.digests(),
+        counts={name: len(getattr(split, name)) for name in ("train", "validation", "test")},
+    )
+
+
+def weights_digest(source: Source) -> str:
+    """SHA-256 over the names and SHA-256s of the weight files."""
+    lines = [
+        f"{file.path} {file.sha256}" for file in source.files if file.path.endswith(".safetensors")
+    ]
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()

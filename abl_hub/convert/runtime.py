@@ -1,0 +1,47 @@
+"""Runtime choices: what must not change the artifact. Tokens live here and never leave."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from abl_hub.errors import SourceError
+from abl_hub.progress import SILENT, Progress
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """Where and how a run happens.
+
+    Args:
+        device: torch device, or "auto" to spread the model over what there is.
+        rows: prompts a batch.
+        cache_dir: of the Hub client; None is its own default.
+        token: Hub token; None lets the client find its own.
+        endpoint: Hub address; None is the client's default.
+        progress: where progress is shown.
+    """
+
+    device: str = "cpu"
+    rows: int = 32
+    cache_dir: Path | None = None
+    token: str | None = field(default=None, repr=False)
+    endpoint: str | None = None
+    progress: Progress = SILENT
+
+
+def dtype_named(name: str | None) -> torch.dtype | None:
+    """The torch dtype called `name`; None stays None.
+
+    Raises:
+        SourceError: there is no such dtype here.
+    """
+    if name is None:
+        return None
+    if name not in _DTYPES:
+        raise SourceError(f"No dtype {name!r}", next_step=f"Choose one of {', '.join(_DTYPES)}")
+    return _DTYPES[name]

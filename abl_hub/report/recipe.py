@@ -1,0 +1,51 @@
+"""The recipe: what changes the artifact. It enters the record; runtime and tokens do not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from abl_hub.directions.contrast import SplitSizes
+
+DEFAULT_METHODS = ("projected", "difference")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that must be the same for the artifact to be the same.
+
+    Args:
+        source: Hub id or local folder of the chat model.
+        revision: branch, tag or commit of it.
+        positive: prompt set that shows the behaviour.
+        negative: prompt set that does not.
+        sizes: prompts a side; None takes the paper's where there are enough.
+        behaviour: name of the contrast.
+        methods: directions that are tried; the best on validation prompts is used.
+        strength: 1 removes the direction, 0 leaves it.
+        seed: of the splits and of the random control.
+        dtype: number format while measuring; None keeps the checkpoint's. The edit itself is
+            always computed from the checkpoint's own precision.
+        rounding: of edited weights, "nearest" or "cancelling".
+        delta_profile: "auto", "portable" or "complete".
+        max_new_tokens: length of the replies that are judged.
+        random_draws: random directions in the control.
+        system: system prompt put before every instruction.
+        trust_remote_code: run code from the model's repository.
+    """
+
+    source: str
+    revision: str | None = None
+    positive: str
+    negative: str
+    sizes: SplitSizes | None = None
+    behaviour: str = "refusal"
+    methods: tuple[str, ...] = DEFAULT_METHODS
+    strength: float = 1.0
+    seed: int = 0
+    dtype: str | None = None
+    rounding: str = "nearest"
+    delta_profile: str = "auto"
+    max_new_tokens: int = 64
+    random_draws: int = 3
+    system: str | None = None
+    trust_remote_code: bool = False

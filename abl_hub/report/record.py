@@ -1,0 +1,211 @@
+"""The record: everything about a run that a stranger needs to check or repeat it. One schema.
+
+Values only, read and written as JSON. Holds hashes of prompts, never prompts; no replies, no token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked
+
+from abl_hub.directions.selection import Candidate
+from abl_hub.errors import SourceError
+from abl_hub.evaluation.evaluate import Evaluation
+from abl_hub.report.recipe import Recipe
+
+SCHEMA = 1
+RECORD = "record.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceRecord:
+    """The model that was edited: `name` as the user gave it; a Hub id and commit, or a folder."""
+
+    name: str
+    repo: str | None
+    revision: str | None
+    commit: str | None
+    digest: str
+    """SHA-256 over the weight files' own SHA-256s."""
+    licence: str | None
+    licence_name: str | None
+    licence_link: str | None
+    licence_files: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptsRecord:
+    """One prompt set, by id, revision and hash."""
+
+    name: str
+    revision: str | None
+    split: str | None
+    column: str | None
+    digest: str
+    duplicates: int
+    splits: Mapping[str, str]
+    """train / validation / test → SHA-256."""
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectionRecord:
+    """The selected direction, without its vector (that is direction.safetensors)."""
+
+    behaviour: str
+    method: str
+    layer: int
+    position: int
+    norm: float
+    digest: str
+    layer_count: int
+    positions: int
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finalist:
+    """The best candidate of one method, judged by whole replies on validation prompts."""
+
+    method: str
+    layer: int
+    position: int
+    passed: bool
+    failures: float
+    """Share of replies to positive prompts that still refuse, or that are non-answers."""
+    damage: float
+    """Share of replies to negative prompts that refuse, or that are non-answers."""
+    kl: float
+    """Over whole replies to negative prompts, nats a token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionRecord:
+    """How the direction was chosen."""
+
+    rule: str
+    chosen: Candidate
+    passed: bool
+    finalists: tuple[Finalist, ...]
+    candidates: Mapping[str, tuple[Candidate, ...]]
+    behaviour_tokens: tuple[str, ...]
+    filtered: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriterRecord:
+    """One edited parameter."""
+
+    parameter: str
+    axis: int
+    shape: tuple[int, ...]
+    strength: float
+    rescaled: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditRecord:
+    """The edit that was written."""
+
+    digest: str
+    rank: int
+    exactness: str
+    writers: tuple[WriterRecord, ...]
+    rounding: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRecord:
+    """One file that was written."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormRecord:
+    """One form of the edit on disk."""
+
+    files: tuple[FileRecord, ...]
+    notes: tuple[str, ...]
+    profile: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgreementRecord:
+    """How far the three forms are apart, on real prompts."""
+
+    prompts: int
+    hooks_merged: float | None
+    """Largest difference of next-token logits."""
+    hooks_delta: float | None
+    merged_delta: float | None
+    base_hooks: float
+    """The same between base and edited: what there is to agree on."""
+    residual: float
+    """max |r · h| / |h| over all layers of the merged model; 0 is exact."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One run. Sections are None until their stage has run."""
+
+    schema: int
+    command: str
+    versions: Mapping[str, str]
+    recipe: Recipe
+    source: SourceRecord
+    positive: PromptsRecord
+    negative: PromptsRecord
+    direction: DirectionRecord
+    selection: SelectionRecord
+    edit: EditRecord | None = None
+    merged: FormRecord | None = None
+    delta: FormRecord | None = None
+    agreement: AgreementRecord | None = None
+    evaluation: Evaluation | None = None
+
+
+_CHECKED = TypeAdapter(checked(Record, config=ConfigDict(extra="forbid")))
+
+
+def save_record(record: Record, folder: Path) -> Path:
+    """Write `folder/record.json`, replacing the old one in one step."""
+    path = folder / RECORD
+    partial = folder / f".{RECORD}.partial"
+    partial.write_bytes(TypeAdapter(Record).dump_json(record, indent=2) + b"\n")
+    partial.replace(path)
+    return path
+
+
+def load_record(folder: Path) -> Record:
+    """Read `folder/record.json`.
+
+    Raises:
+        SourceError: there is none, or it does not follow this version's schema.
+    """
+    path = folder / RECORD
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise SourceError(
+            f"{folder} holds no {RECORD}",
+            why="it was not made by abl-hub, or `extract` has not run",
+            next_step=f"Run `abl-hub extract MODEL -o {folder}`",
+        ) from error
+    try:
+        record: Record = _CHECKED.validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise SourceError(
+            f"{path} does not follow schema {SCHEMA}", why=f"{where}: {first['msg']}"
+        ) from error
+    if record.schema != SCHEMA:
+        raise SourceError(f"{path} has schema {record.schema}", why=f"this version reads {SCHEMA}")
+    return record

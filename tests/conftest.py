@@ -1,0 +1,24 @@
+"""Fixtures that several rooms share."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+# Read by huggingface_hub when it is first imported: the local Hub speaks LFS only, and no test may
+# use the caches or the token of whoever runs it.
+_HOME = tempfile.TemporaryDirectory(prefix="abl-hub-tests-")
+os.environ.pop("HF_TOKEN", None)
+os.environ.update(HF_HOME=_HOME.name, HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1")
+
+from abl_hub.hub.local import LocalHub  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def local_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
+    """A Hub on loopback for the whole session; choose repository names that no other test has."""
+    with LocalHub(tmp_path_factory.mktemp("hub")) as hub:
+        yield hub

@@ -22,7 +22,7 @@ from abl_hub.errors import EditError
 from abl_hub.model.chat import ChatModel, load_chat_model
 from abl_hub.model.check import residual, residual_limit
 from abl_hub.model.gains import gains_from_tensors
-from abl_hub.model.generate import next_token_log_probs, next_token_logits
+from abl_hub.model.generate import next_token_logits
 from abl_hub.model.meta import meta_model
 from abl_hub.model.trace import trace_writers
 from abl_hub.model.writers import Writer

@@ -49,7 +49,7 @@ def partial_folder(out: Path, recipe: Recipe) -> tuple[Path, bool]:
 
 
 def publish_whole(partial: Path, out: Path) -> None:
-    """Let the whole partial folder become `out`; an old output goes only when the new one is there."""
+    """Let the whole partial folder become `out`; an old output goes once the new one is there."""
     old = out.with_name(out.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():

@@ -1,0 +1,80 @@
+"""`abl-hub convert`: the whole job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from abl_hub.cli.options import (
+    command_line,
+    hub_options,
+    keep_option,
+    overwrite_option,
+    recipe_of,
+    recipe_options,
+    runtime_of,
+    runtime_options,
+)
+from abl_hub.cli.output import Output
+from abl_hub.cli.publish import publish_options, target_of
+
+
+@click.command()
+@click.argument("source")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Output folder.  [default: ./<model>-abliterated]",
+)
+@overwrite_option
+@keep_option
+@click.option("--dry-run", is_flag=True, help="Say what would be read, written and pushed.")
+@click.option("--push", "push_", is_flag=True, help="Publish the result, privately.")
+@publish_options
+@recipe_options
+@runtime_options
+@hub_options
+@click.pass_obj
+def convert(
+    output: Output,
+    source: str,
+    out: Path | None,
+    overwrite: bool,
+    keep_completions: bool,
+    dry_run: bool,
+    push_: bool,
+    **options: Any,
+) -> None:
+    """Make merged weights, a PEFT delta and cards from SOURCE, a Hub id or a local folder.
+
+    \b
+    abl-hub convert org/model
+    abl-hub convert org/model --push
+    abl-hub convert ./model --positive refused.jsonl --negative answered.jsonl -o out
+    """
+    from abl_hub.cli.show import show_plan, show_record
+    from abl_hub.convert import convert as run
+    from abl_hub.convert.plan import plan
+    from abl_hub.convert.push import push
+
+    command = command_line()
+    runtime = runtime_of(output, options)
+    target = target_of(options)
+    recipe = recipe_of(source, options)
+    folder = out or Path(f"{Path(source).name}-abliterated")
+    if dry_run:
+        show_plan(output, plan(recipe, folder, runtime, target=target if push_ else None))
+        return
+    record = run(
+        recipe,
+        folder,
+        runtime,
+        command=command,
+        overwrite=overwrite,
+        keep_completions=keep_completions,
+    )
+    published = push(folder, runtime, target) if push_ else ()
+    show_record(output, record, folder, published)

@@ -1,0 +1,150 @@
+"""The command group: global options, the commands, and how errors leave the program.
+
+Exit codes: 0 done, 1 a refusal with its reason (or a bug, said to be one), 2 wrong usage, 130
+interrupted. A traceback is printed only with --debug.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import tempfile
+import tomllib
+import traceback
+from pathlib import Path
+from typing import Any
+
+import click
+
+from abl_hub import __version__
+from abl_hub.cli.output import Format, Output
+from abl_hub.errors import AblHubError
+
+_COMMANDS = {
+    "convert": "abl_hub.cli.convert",
+    "extract": "abl_hub.cli.stages",
+    "apply": "abl_hub.cli.stages",
+    "evaluate": "abl_hub.cli.stages",
+    "card": "abl_hub.cli.stages",
+    "push": "abl_hub.cli.publish",
+    "space": "abl_hub.cli.publish",
+    "trace": "abl_hub.cli.inspect",
+    "demo": "abl_hub.cli.demo",
+}
+
+
+class Commands(click.Group):
+    """Loads a command's module when it is asked for, and turns errors into one line."""
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, _ctx: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(_COMMANDS[name]), name)
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AblHubError as error:
+            if ctx.meta.get("debug"):
+                traceback.print_exc()
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("Interrupted. The same command goes on where it stopped.", err=True)
+            ctx.exit(130)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except BrokenPipeError:
+            # The reader of our output has gone; nothing is wrong with us.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(0)
+        except Exception as error:  # noqa: BLE001 - the last line of defence must catch all
+            if ctx.meta.get("debug"):
+                traceback.print_exc()
+                ctx.exit(1)
+            with tempfile.NamedTemporaryFile(
+                "w", prefix="abl-hub-", suffix=".log", delete=False, encoding="utf-8"
+            ) as log:
+                traceback.print_exc(file=log)
+            click.echo(
+                f"Error: a bug in abl-hub ({type(error).__name__}). "
+                f"Please report it with {log.name}, or run again with --debug.",
+                err=True,
+            )
+            ctx.exit(1)
+
+
+@click.group(
+    cls=Commands,
+    context_settings={
+        "auto_envvar_prefix": "ABL_HUB",
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+    },
+)
+@click.version_option(__version__, prog_name="abl-hub")
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["human", "json", "quiet"]),
+    default="human",
+    show_default=True,
+    help="How results are printed on stdout.",
+)
+@click.option("--verbose", is_flag=True, help="Say more on stderr.")
+@click.option("--debug", is_flag=True, help="Print tracebacks.")
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="TOML file with a table of options for each command.",
+)
+@click.pass_context
+def abl_hub(
+    ctx: click.Context, format_: Format, verbose: bool, debug: bool, config: Path | None
+) -> None:
+    """Find the one direction in a chat model's residual stream that mediates a behaviour, remove
+    it exactly, measure what that did, and publish the result.
+
+    \b
+    abl-hub demo                       the whole job on a model trained on the spot, no network
+    abl-hub convert org/model          merged weights, PEFT delta and cards
+    abl-hub convert org/model --push   the same, published (private unless --public)
+    """
+    ctx.obj = Output(format=format_, verbose=verbose)
+    ctx.meta["debug"] = debug
+    _quiet_libraries(verbose)
+    if config is not None:
+        ctx.default_map = _defaults(ctx, config)
+
+
+def _quiet_libraries(verbose: bool) -> None:
+    """Progress bars of the libraries below would garble ours."""
+    if not verbose:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+def _defaults(ctx: click.Context, path: Path) -> dict[str, Any]:
+    """Options from a TOML file; a key that no command knows is an error."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"{path}: {error}") from error
+    for name, options in content.items():
+        command = ctx.command.get_command(ctx, name) if isinstance(ctx.command, Commands) else None
+        if command is None or not isinstance(options, dict):
+            raise click.UsageError(f"{path}: no command {name!r}")
+        known = {parameter.name for parameter in command.params}
+        for key in options:
+            if key.replace("-", "_") not in known:
+                raise click.UsageError(f"{path}: {name} has no option {key!r}")
+    return {
+        name: {key.replace("-", "_"): value for key, value in options.items()}
+        for name, options in content.items()
+    }

@@ -1,0 +1,175 @@
+"""Options that several commands share, and the recipe and runtime that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from abl_hub.cli.output import Output
+
+if TYPE_CHECKING:
+    from abl_hub.convert.runtime import Runtime
+    from abl_hub.report.recipe import Recipe
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Decorator = Callable[[Function], Function]
+
+_METHODS = ("projected", "difference")
+
+
+def _all(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def decorate(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+recipe_options = _all(
+    click.option("--revision", help="Branch, tag or commit of SOURCE."),
+    click.option(
+        "--positive",
+        metavar="PROMPTS",
+        help="Prompts that show the behaviour: Hub dataset org/name[@revision][:split][#column], "
+        "or a .txt, .jsonl, .csv or .parquet file.  [default: mlabonne/harmful_behaviors]",
+    ),
+    click.option(
+        "--negative",
+        metavar="PROMPTS",
+        help="Prompts that do not.  [default: mlabonne/harmless_alpaca]",
+    ),
+    click.option("--train", type=click.IntRange(1), help="Prompts a side to extract from."),
+    click.option("--validation", type=click.IntRange(1), help="Prompts a side to select on."),
+    click.option("--test", type=click.IntRange(1), help="Prompts a side to evaluate on."),
+    click.option(
+        "--behaviour", default="refusal", show_default=True, help="Name of what is removed."
+    ),
+    click.option(
+        "--method",
+        "methods",
+        multiple=True,
+        type=click.Choice(_METHODS),
+        help="Direction to try; may be repeated.  [default: all, best on validation]",
+    ),
+    click.option(
+        "--strength",
+        type=float,
+        default=1.0,
+        show_default=True,
+        help="1 removes the direction, 0 leaves it, 2 reflects it.",
+    ),
+    click.option("--system", help="System prompt put before every instruction."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of splits and control."),
+    click.option(
+        "--dtype",
+        type=click.Choice(["float32", "bfloat16", "float16"]),
+        help="While measuring; the edit uses the checkpoint's own.",
+    ),
+    click.option(
+        "--rounding",
+        type=click.Choice(["nearest", "cancelling"]),
+        default="nearest",
+        show_default=True,
+        help="Of edited weights; cancelling leaves less of the direction in 16 bits.",
+    ),
+    click.option(
+        "--delta-profile",
+        type=click.Choice(["auto", "portable", "complete"]),
+        default="auto",
+        show_default=True,
+        help="Where the delta must load: portable is for vLLM, SGLang and llama.cpp too.",
+    ),
+    click.option(
+        "--max-new-tokens",
+        type=click.IntRange(1),
+        default=64,
+        show_default=True,
+        help="Length of the replies that are judged.",
+    ),
+    click.option(
+        "--random-draws",
+        type=click.IntRange(1),
+        default=3,
+        show_default=True,
+        help="Random directions in the control.",
+    ),
+    click.option("--trust-remote-code", is_flag=True, help="Run code from SOURCE's repository."),
+)
+
+runtime_options = _all(
+    click.option(
+        "--device", default="cpu", show_default=True, help='A torch device, or "auto" to spread.'
+    ),
+    click.option(
+        "--rows", type=click.IntRange(1), default=32, show_default=True, help="Prompts a batch."
+    ),
+)
+
+hub_options = _all(
+    click.option(
+        "--cache-dir",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Of the Hub client.  [default: its own]",
+    ),
+    click.option("--token", help="Hub token.  [default: HF_TOKEN, or the stored login]"),
+)
+
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an earlier output.")
+keep_option = click.option(
+    "--keep-completions",
+    is_flag=True,
+    help="Keep the judged replies in completions.jsonl. They are never pushed.",
+)
+
+
+def recipe_of(source: str, options: dict[str, Any]) -> Recipe:
+    """The recipe that the options of `recipe_options` make."""
+    from abl_hub.directions.contrast import SplitSizes
+    from abl_hub.hub.prompts import DEFAULT_NEGATIVE, DEFAULT_POSITIVE
+    from abl_hub.report.recipe import DEFAULT_METHODS, Recipe
+
+    asked = {name: options.pop(name) for name in ("train", "validation", "test")}
+    given = {name: value for name, value in asked.items() if value is not None}
+    return Recipe(
+        source=source,
+        positive=options.pop("positive") or DEFAULT_POSITIVE,
+        negative=options.pop("negative") or DEFAULT_NEGATIVE,
+        sizes=SplitSizes(**given) if given else None,
+        methods=options.pop("methods") or DEFAULT_METHODS,
+        **options,
+    )
+
+
+def runtime_of(output: Output, options: dict[str, Any]) -> Runtime:
+    """The runtime that the options of `runtime_options` and `hub_options` make; takes them out."""
+    from abl_hub.convert.runtime import Runtime
+
+    names = ("device", "rows", "cache_dir", "token")
+    return Runtime(
+        **{name: options.pop(name) for name in names if name in options}, progress=output
+    )
+
+
+def command_line() -> str:
+    """The command as the user gave it, without a token: it goes into the record."""
+    context = click.get_current_context()
+    words = []
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        value = context.params.get(name)
+        if name == "token" or value is None or value == () or value is False:
+            continue
+        source = context.get_parameter_source(name)
+        if isinstance(parameter, click.Argument):
+            words.append(str(value))
+        elif source is not None and source.name != "DEFAULT":
+            flag = max(parameter.opts, key=len)
+            values = value if isinstance(value, tuple) else (value,)
+            words += [flag] if value is True else [w for v in values for w in (flag, str(v))]
+    import shlex
+
+    return shlex.join(["abl-hub", context.info_name or "", *words])

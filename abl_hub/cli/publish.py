@@ -1,0 +1,77 @@
+"""`push` and `space`: what leaves the machine, and the Space on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from abl_hub.cli.options import hub_options, runtime_of
+from abl_hub.cli.output import Output
+
+if TYPE_CHECKING:
+    from abl_hub.convert.push import Target
+
+_OPTIONS = (
+    click.option("--namespace", help="User or organisation to publish under.  [default: yours]"),
+    click.option("--merged-repo", help="Name of the merged model's repository."),
+    click.option("--delta-repo", help="Name of the delta's repository."),
+    click.option("--space-repo", help="Name of the Space's repository."),
+    click.option(
+        "--only",
+        multiple=True,
+        type=click.Choice(["merged", "delta", "space"]),
+        help="Publish only this; may be repeated.",
+    ),
+    click.option("--public", is_flag=True, help="Publish publicly instead of privately."),
+    click.option(
+        "--gated",
+        type=click.Choice(["auto", "manual"]),
+        help="Ask readers to request access.",
+    ),
+    click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing."),
+    click.option(
+        "--yes", is_flag=True, help="Publish publicly though the verdict is not SUPPORTED."
+    ),
+)
+
+
+def publish_options(function: Any) -> Any:
+    """Options of everything that can publish."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def target_of(options: dict[str, Any]) -> Target:
+    """Where to publish; takes the options of `publish_options` out."""
+    from abl_hub.convert.push import Target
+
+    names = ("namespace", "merged_repo", "delta_repo", "space_repo", "only", "public", "gated")
+    return Target(**{name: options.pop(name) for name in (*names, "create_pr", "yes")})
+
+
+@click.command()
+@click.argument("out", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@publish_options
+@click.option("--dry-run", is_flag=True, help="Say what would be pushed.")
+@hub_options
+@click.pass_obj
+def push(output: Output, out: Path, dry_run: bool, **options: Any) -> None:
+    """Publish OUT: merged model, delta and Space, privately unless --public.
+
+    \b
+    abl-hub push out
+    abl-hub push out --only delta --public
+    """
+    from abl_hub.cli.show import show_plan, show_published
+    from abl_hub.convert.plan import plan_push
+    from abl_hub.convert.push import push as run
+
+    runtime = runtime_of(output, options)
+    target = target_of(options)
+    if dry_run:
+        show_plan(output, plan_push(out, runtime, target))
+        return
+    show_published(output, run(out, runtime, target))

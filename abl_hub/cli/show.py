@@ -1,0 +1,155 @@
+"""How results look: the tables and sentences that the commands print."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from abl_hub.cli.output import Output
+from abl_hub.convert.plan import Plan
+from abl_hub.evaluation.evaluate import Arm, Evaluation
+from abl_hub.evaluation.intervals import Estimate
+from abl_hub.hub.publish import Published
+from abl_hub.report.record import Record
+
+
+def show_plan(output: Output, plan: Plan) -> None:
+    """What would be done."""
+    for name, value in plan.lines:
+        output.line(f"{name:<18} {value}")
+    output.result(dict(plan.lines).get("writers", ""), dict(plan.lines))
+
+
+def show_direction(output: Output, record: Record, out: Path) -> None:
+    """The selected direction."""
+    _direction_lines(output, record)
+    output.line(f"Wrote {out}. Next: abl-hub apply {out}")
+    output.result(record.direction.digest, _document(record))
+
+
+def show_forms(output: Output, record: Record, out: Path) -> None:
+    """The written forms and their agreement."""
+    _agreement_lines(output, record)
+    output.line(f"Wrote {out}. Next: abl-hub evaluate {out}")
+    output.result(str(out), _document(record))
+
+
+def show_evaluation(output: Output, record: Record) -> None:
+    """The table of deltas and the verdict."""
+    if record.evaluation is not None:
+        _evaluation_lines(output, record.evaluation)
+        output.result(record.evaluation.verdict.label, _document(record))
+
+
+def show_record(
+    output: Output, record: Record, out: Path, published: Sequence[Published] = ()
+) -> None:
+    """Everything that `convert` found out."""
+    _direction_lines(output, record)
+    _agreement_lines(output, record)
+    output.line()
+    if record.evaluation is not None:
+        _evaluation_lines(output, record.evaluation)
+    output.line()
+    output.line(f"Wrote {out}: merged/, delta/, direction.safetensors, record.json")
+    _published_lines(output, published)
+    document = {**_document(record), "out": str(out), "published": _published(published)}
+    output.result(str(out), document)
+
+
+def show_published(output: Output, published: Sequence[Published]) -> None:
+    """Where things are now."""
+    _published_lines(output, published)
+    output.result("\n".join(item.url for item in published), {"published": _published(published)})
+
+
+def _direction_lines(output: Output, record: Record) -> None:
+    direction = record.direction
+    output.line(
+        f"Direction: {direction.method} difference in means for {direction.behaviour}, layer "
+        f"{direction.layer} of {direction.layer_count}, position {direction.position}, norm "
+        f"{direction.norm:.3g}"
+    )
+    if not record.selection.passed:
+        output.note("No candidate met the paper's thresholds; the least harmful one was taken.")
+
+
+def _agreement_lines(output: Output, record: Record) -> None:
+    if record.edit is None or record.agreement is None:
+        return
+    agreement = record.agreement
+    output.line(
+        f"Edit: {record.edit.exactness}, {len(record.edit.writers)} writers; "
+        f"{agreement.residual:.1e} of the stream is left along the direction"
+    )
+    output.line(
+        "Agreement on real prompts (largest logit difference; base to edited is "
+        f"{agreement.base_hooks:.2g}): hooks-merged {agreement.hooks_merged:.1e}, "
+        f"hooks-delta {agreement.hooks_delta:.1e}, merged-delta {agreement.merged_delta:.1e}"
+    )
+
+
+def _evaluation_lines(output: Output, evaluation: Evaluation) -> None:
+    arms = [("base", evaluation.base), ("edited", evaluation.edited)]
+    arms += [
+        (f"random {number}" if number else "random", arm)
+        for number, arm in enumerate(evaluation.random)
+    ]
+    if evaluation.induced is not None:
+        arms.append(("added", evaluation.induced))
+    if evaluation.induced_random is not None:
+        arms.append(("random added", evaluation.induced_random))
+    rows = [[name, *_cells(arm)] for name, arm in arms]
+    header = ["", "refused", "non-answers", "refused (other)", "KL", "perplexity"]
+    output.table(header, rows)
+    for name, arm in arms:
+        if arm.positive is not None and arm.positive.correct is not None:
+            output.line(
+                f"Exactly right replies to the refused prompts, {name}: "
+                f"{_rate(arm.positive.correct)}"
+            )
+    output.line(f"Verdict: {evaluation.verdict.label}: {evaluation.verdict.reason}")
+
+
+def _cells(arm: Arm) -> list[str]:
+    positive, negative = arm.positive, arm.negative
+    return [
+        _rate(positive.refused) if positive else "",
+        _rate(positive.non_answers) if positive else "",
+        _rate(negative.refused) if negative else "",
+        f"{arm.kl.value:.4f}" if arm.kl else "",
+        f"{arm.perplexity.value:.4g}" if arm.perplexity else "",
+    ]
+
+
+def _rate(estimate: Estimate) -> str:
+    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+
+
+def _published_lines(output: Output, published: Sequence[Published]) -> None:
+    for item in published:
+        visibility = "private" if item.private else "public"
+        state = "published" if item.changed else "already up to date"
+        output.line(f"{item.kind:<6} {item.url} ({visibility}, {state}, {item.commit[:8]})")
+
+
+def _published(published: Sequence[Published]) -> list[dict[str, Any]]:
+    return [
+        {
+            "kind": item.kind,
+            "repo": item.repo,
+            "commit": item.commit,
+            "url": item.url,
+            "private": item.private,
+            "changed": item.changed,
+        }
+        for item in published
+    ]
+
+
+def _document(record: Record) -> dict[str, Any]:
+    document: dict[str, Any] = TypeAdapter(Record).dump_python(record, mode="json")
+    return document

@@ -1,0 +1,109 @@
+"""The stages of `convert`, each a command that reads what the one before wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from abl_hub.cli.options import (
+    command_line,
+    hub_options,
+    keep_option,
+    overwrite_option,
+    recipe_of,
+    recipe_options,
+    runtime_of,
+    runtime_options,
+)
+from abl_hub.cli.output import Output
+
+_folder = click.argument("out", type=click.Path(exists=True, file_okay=False, path_type=Path))
+
+
+@click.command()
+@click.argument("source")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder for direction.safetensors and record.json.",
+)
+@overwrite_option
+@recipe_options
+@runtime_options
+@hub_options
+@click.pass_obj
+def extract(output: Output, source: str, out: Path, overwrite: bool, **options: Any) -> None:
+    """Find the direction in SOURCE and select it on validation prompts.
+
+    \b
+    abl-hub extract org/model -o out
+    """
+    from abl_hub.cli.show import show_direction
+    from abl_hub.convert.extract import extract as run
+    from abl_hub.convert.output import claim, partial_folder, publish_whole
+
+    command = command_line()
+    runtime = runtime_of(output, options)
+    recipe = recipe_of(source, options)
+    claim(out, overwrite=overwrite)
+    partial, _ = partial_folder(out, recipe)
+    record = run(recipe, partial, runtime, command=command)
+    publish_whole(partial, out)
+    show_direction(output, record, out)
+
+
+@click.command()
+@_folder
+@runtime_options
+@hub_options
+@click.pass_obj
+def apply(output: Output, out: Path, **options: Any) -> None:
+    """Write the edit of OUT as merged weights and as a delta, and check that they agree.
+
+    \b
+    abl-hub apply out
+    """
+    from abl_hub.cli.show import show_forms
+    from abl_hub.convert.apply import apply as run
+
+    show_forms(output, run(out, runtime_of(output, options)), out)
+
+
+@click.command()
+@_folder
+@keep_option
+@runtime_options
+@hub_options
+@click.pass_obj
+def evaluate(output: Output, out: Path, keep_completions: bool, **options: Any) -> None:
+    """Measure what the edit in OUT did on held-out prompts, against a random direction.
+
+    \b
+    abl-hub evaluate out
+    """
+    from abl_hub.cli.show import show_evaluation
+    from abl_hub.convert.evaluate import evaluate as run
+
+    record = run(out, runtime_of(output, options), keep_completions=keep_completions)
+    show_evaluation(output, record)
+
+
+@click.command()
+@_folder
+@click.pass_obj
+def card(output: Output, out: Path) -> None:
+    """Write the model cards of OUT from its record.
+
+    \b
+    abl-hub card out
+    """
+    from abl_hub.convert.card import write_cards
+
+    written = write_cards(out)
+    for path in written:
+        output.line(f"Wrote {path}")
+    output.result(str(out), {"cards": [str(path) for path in written]})

@@ -1,0 +1,89 @@
+"""What a run would read, write and push, without doing any of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from abl_hub.convert.push import Target, check_allowed, repositories
+from abl_hub.convert.runtime import Runtime
+from abl_hub.edits.checkpoint import plan_model
+from abl_hub.hub.publish import namespace
+from abl_hub.hub.source import plan_source
+from abl_hub.model.meta import meta_model
+from abl_hub.model.trace import trace_writers
+from abl_hub.report.recipe import Recipe
+from abl_hub.report.record import load_record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One line a thing: (what, how much or where)."""
+
+    lines: tuple[tuple[str, str], ...]
+
+
+def plan(recipe: Recipe, out: Path, runtime: Runtime, *, target: Target | None = None) -> Plan:
+    """What `convert` would do. Downloads at most the configuration.
+
+    Raises:
+        SourceError, HubError, UnsupportedModelError: as `convert` would.
+    """
+    source = plan_source(
+        recipe.source,
+        revision=recipe.revision,
+        token=runtime.token,
+        endpoint=runtime.endpoint,
+        cache_dir=runtime.cache_dir,
+    )
+    blueprint = meta_model(source.config_folder, trust_remote_code=recipe.trust_remote_code)
+    trace = trace_writers(blueprint)
+    cost = plan_model(blueprint, trace.writers)
+    lines = [
+        ("source", f"{source.name} at {source.commit or 'this folder'}"),
+        ("to download", f"{size(source.download_bytes)} in {source.download_files} files"),
+        (
+            "architecture",
+            f"{trace.architecture}, {trace.layer_count} layers, width {trace.width}",
+        ),
+        ("writers", f"{len(trace.writers)} parameters"),
+        ("bytes of writers", size(cost.writer_bytes)),
+        ("merged", f"{size(source.weight_bytes)} in {out}/merged"),
+        ("delta", f"{size(cost.delta_bytes)} in {out}/delta"),
+        ("memory to write", f"about {size(cost.memory_bytes)}"),
+    ]
+    if target is not None:
+        owner = target.namespace or namespace(token=runtime.token, endpoint=runtime.endpoint)
+        name = (source.repo or source.name).rstrip("/").rpartition("/")[2]
+        visibility = "public" if target.public else "private"
+        lines += [
+            (f"push {part}", f"{owner}/{name}-abliterated{suffix} ({visibility})")
+            for part, suffix in (("merged", ""), ("delta", "-delta"), ("space", "-compare"))
+            if part in target.parts
+        ]
+    return Plan(lines=tuple(lines))
+
+
+def plan_push(out: Path, runtime: Runtime, target: Target) -> Plan:
+    """What `push` would do."""
+    record = load_record(out)
+    check_allowed(record, target)
+    owner = target.namespace or namespace(token=runtime.token, endpoint=runtime.endpoint)
+    visibility = "public" if target.public else "private"
+    lines = []
+    for part in target.parts:
+        repo = repositories(record, target, owner)[part]
+        folder = out / part
+        total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        lines.append((part, f"{size(total)} to {repo} ({visibility})"))
+    return Plan(lines=tuple(lines))
+
+
+def size(count_bytes: int) -> str:
+    """A number of bytes for people, in powers of 1000 as disks and the Hub count."""
+    value, unit = float(count_bytes), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"

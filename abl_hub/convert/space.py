@@ -1,0 +1,45 @@
+"""The Space's folder: the app's own files, its configuration from the record, its card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from abl_hub.convert.extract import DIRECTION
+from abl_hub.report.card import render_space_card, space_config
+from abl_hub.report.record import Record
+from abl_hub.resources import templates
+
+_OURS = {".jinja", ".pyc"}
+
+
+def write_space(out: Path, folder: Path, record: Record, repos: Mapping[str, str]) -> Path:
+    """Write the Space for `out` into `folder`, which it replaces.
+
+    Args:
+        repos: "merged", "delta", "space" → repositories; empty for a Space on this machine.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(
+        templates("spaces") / "compare",
+        partial,
+        ignore=lambda _folder, names: [
+            name for name in names if Path(name).suffix in _OURS or name == "__pycache__"
+        ],
+    )
+    shutil.copyfile(out / DIRECTION, partial / DIRECTION)
+    config = space_config(
+        record,
+        base=record.source.repo or record.source.name,
+        delta=repos.get("delta") or str((out / "delta").resolve()),
+    )
+    (partial / "space.json").write_text(
+        json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    (partial / "README.md").write_text(render_space_card(record, related=repos), encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    return folder

@@ -1,0 +1,62 @@
+"""A direction survives the disk, and a damaged one is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from abl_hub.directions.direction import Direction
+from abl_hub.errors import SourceError
+
+
+def direction() -> Direction:
+    vector = torch.randn(16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return Direction(vector=vector, layer=3, position=-1, norm=2.5, method="projected")
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    before = direction()
+    before.save(tmp_path / "d.safetensors")
+    after = Direction.load(tmp_path / "d.safetensors")
+    assert after.digest == before.digest
+    assert (after.layer, after.position, after.norm, after.method) == (3, -1, 2.5, "projected")
+
+
+def test_it_is_a_unit_vector_and_its_own() -> None:
+    vector = torch.full((4,), 2.0, dtype=torch.float64)
+    made = Direction(vector=vector, layer=0, position=-1, norm=4.0, method="x")
+    vector.zero_()
+    assert float(made.vector.norm()) == pytest.approx(1.0, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    "bad", [torch.zeros(4), torch.tensor([1.0, float("nan")]), torch.ones(2, 2)]
+)
+def test_what_is_no_direction_is_refused(bad: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="direction"):
+        Direction(vector=bad, layer=0, position=-1, norm=1.0, method="x")
+
+
+def test_another_vector_under_the_same_digest_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "d.safetensors"
+    direction().save(path)
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    tensors["direction"] = tensors["direction"].flip(0).contiguous()
+    save_file(tensors, path, metadata=metadata)
+    with pytest.raises(SourceError, match="digest"):
+        Direction.load(path)
+
+
+def test_any_other_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no tensor")
+    save_file({"a": torch.ones(1)}, tmp_path / "other.safetensors")
+    for name in ("text", "other.safetensors", "missing"):
+        with pytest.raises(SourceError):
+            Direction.load(tmp_path / name)

@@ -30,5 +30,6 @@ def complaints(path: Path) -> list[str]:
 
 if __name__ == "__main__":
     found = [line for name in sys.argv[1:] for line in complaints(Path(name))]
-    print("\n".join(found))
+    if found:
+        print("\n".join(found))
     sys.exit(bool(found))

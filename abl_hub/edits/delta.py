@@ -1,0 +1,287 @@
+"""The delta form of an `Edit`: a PEFT adapter that holds it exactly, read back before it appears.
+
+Reads the writers' tensors one at a time and never builds the model. Knows the arithmetic of the
+factors; `abl_hub.edits.delta_layout` knows where PEFT wants them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from peft import PeftConfig, PeftModel
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+
+from abl_hub.edits.delta_layout import (
+    Layout,
+    LeftOut,
+    LowRank,
+    Profile,
+    complete,
+    portable,
+    skeleton,
+)
+from abl_hub.edits.edit import Edit, Factors, Gains, factors
+from abl_hub.errors import EditError, OutputError
+from abl_hub.model.writers import Writer
+from abl_hub.progress import SILENT, Progress
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+_BLOCK = 1 << 20
+"""Elements of a weight that are widened at once."""
+
+Read = Callable[[str], torch.Tensor]
+"""Parameter name in the module tree → its tensor, in the module's layout, any float dtype."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeltaFile:
+    """One file of the adapter.
+
+    Args:
+        path: relative to the folder.
+        size: in bytes.
+    """
+
+    path: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delta:
+    """An adapter on disk.
+
+    Args:
+        covered: writers that it edits; those of strength 0 are in neither list.
+        left_out: writers that it does not edit although the edit does.
+        notes: what the user must know about this form.
+    """
+
+    folder: Path
+    profile: Profile
+    files: tuple[DeltaFile, ...]
+    covered: tuple[str, ...]
+    left_out: tuple[LeftOut, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def faithful(self) -> bool:
+        """Whether it holds the whole edit."""
+        return not self.left_out
+
+
+def write_delta(
+    edit: Edit,
+    out: Path,
+    *,
+    model: PreTrainedModel,
+    read: Read,
+    gains: Gains,
+    base: str,
+    revision: str | None = None,
+    profile: Literal["auto", "portable", "complete"] = "auto",
+    invert: bool = False,
+    progress: Progress = SILENT,
+) -> Delta:
+    """Write `edit` as a PEFT adapter of rank k and scale 1, in float32, into the folder `out`.
+
+    Args:
+        out: must not exist, or be empty; it appears whole or not at all.
+        model: gives the module types; the meta device is enough.
+        read: reads the *unedited* parameters, also with `invert`.
+        gains: effective gains of the norms between writers and stream.
+        base: what the adapter is to be put on: a Hub id or a local path.
+        revision: commit of `base`.
+        profile: "portable" for every engine, "complete" for PEFT; "auto" is portable where that
+            covers every writer that the edit changes.
+        invert: write the way back: on the edited weights, the adapter gives the unedited model.
+
+    Raises:
+        EditError: no writer can be held, or PEFT would not load the adapter as it was written.
+        OutputError: `out` is taken.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OutputError(f"{out} exists and is not empty", next_step="Choose another folder")
+    layout = _choose(edit, model, profile)
+    if not layout.low_rank:
+        reasons = sorted({left.reason for left in layout.left_out})
+        raise EditError("No adapter can hold this edit", why="; ".join(reasons))
+    tensors = _tensors(edit, layout, read, gains, 1.0 if invert else -1.0, progress)
+    config = layout.config | {"base_model_name_or_path": base}
+    if revision is not None:
+        config["revision"] = revision
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
+        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        (partial / CONFIG).write_text(text, encoding="utf-8")
+        partial.chmod(0o755)
+        check_delta(partial, model)
+        files = tuple(_describe(partial / name) for name in (CONFIG, WEIGHTS))
+        partial.rename(out)
+    except BaseException:
+        shutil.rmtree(partial)
+        raise
+    return Delta(
+        folder=out,
+        profile=layout.profile,
+        files=files,
+        covered=layout.covered,
+        left_out=layout.left_out,
+        notes=(*layout.notes, *_omissions(layout)),
+    )
+
+
+def check_delta(folder: Path, model: PreTrainedModel) -> None:
+    """Load the adapter as PEFT does, onto a skeleton of `model`, and compare the keys.
+
+    PEFT drops what it cannot place without a word; here that is an error. The weights of `model`
+    are neither read nor changed.
+
+    Raises:
+        EditError: a tensor of the file was not taken, a LoRA got none, or shapes differ.
+    """
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+        wrapped = PeftModel(skeleton(model), config, low_cpu_mem_usage=True)
+        loaded = wrapped.load_adapter(
+            str(folder), "default", torch_device="cpu", low_cpu_mem_usage=True
+        )
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise EditError("PEFT cannot load the adapter", why=str(error)) from error
+    for keys, fate in (
+        (loaded.unexpected_keys, "would drop"),
+        (loaded.missing_keys, "finds nothing for"),
+    ):
+        if keys:
+            raise EditError(
+                f"PEFT {fate} {len(keys)} of the adapter's tensors",
+                why=f"the first is {sorted(keys)[0]}",
+                next_step="Use the merged form, and report the architecture",
+            )
+
+
+def _choose(edit: Edit, model: PreTrainedModel, profile: str) -> Layout:
+    changed = [w for w, s in zip(edit.writers, edit.strengths, strict=True) if s != 0.0]
+    if profile == "complete" and changed:
+        return complete(model, changed, edit.rank)
+    if not changed:
+        # Nothing is edited: zeros on every layer that could be.
+        return portable(model, edit.writers, edit.rank)
+    layout = portable(model, changed, edit.rank)
+    if profile == "auto" and layout.left_out:
+        return complete(model, changed, edit.rank)
+    return layout
+
+
+def _tensors(
+    edit: Edit, layout: Layout, read: Read, gains: Gains, sign: float, progress: Progress
+) -> dict[str, torch.Tensor]:
+    """Everything that the adapter file holds, in float32.
+
+    Args:
+        sign: of the change: −1 removes, +1 gives back.
+    """
+    changes: dict[str, tuple[Writer, Factors]] = {
+        writer.parameter: (writer, factors(edit, writer, strength, gains))
+        for writer, strength in zip(edit.writers, edit.strengths, strict=True)
+        if strength != 0.0
+    }
+    tensors: dict[str, torch.Tensor] = {}
+    with progress.stage("Writing the delta", len(layout.low_rank) + len(layout.whole)) as advance:
+        for place in layout.low_rank:
+            if place.parameter in changes:
+                writer, change = changes[place.parameter]
+                a, b = _factors_of(place, writer, change, read(place.parameter), sign)
+            else:
+                a, b = _zeros(place, edit.rank)
+            tensors[place.a], tensors[place.b] = a, b
+            if place.bias is not None:
+                name = place.parameter.rpartition(".")[0] + ".bias"
+                tensors[place.bias] = torch.zeros(place.shape[place.out_axis])
+                if name in changes:
+                    tensors[place.bias] = sign * _taken(changes[name][1], read(name))
+            advance(1)
+        for kept in layout.whole:
+            tensor = read(kept.parameter).to(torch.float64)
+            if kept.parameter in changes and sign < 0:
+                tensor = tensor - _taken(changes[kept.parameter][1], tensor)
+            tensors[kept.key] = tensor
+            advance(1)
+    return {key: tensor.to(torch.float32).contiguous() for key, tensor in tensors.items()}
+
+
+def _taken(change: Factors, vector: torch.Tensor) -> torch.Tensor:
+    """What an edit takes away from a bias (n,)."""
+    return (change.read @ vector.to(torch.float64)) @ change.remove
+
+
+def _factors_of(
+    place: LowRank, writer: Writer, change: Factors, weight: torch.Tensor, sign: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A and B of one writer, in PEFT's order.
+
+    W ← W + sign · remove ⊗ (read · W): the stream's side of the product is `remove`, the other
+    side what is read off the weight. Which of them is A depends on the side that the stream is on.
+    """
+    matrices = [weight] if place.experts is None else list(weight)
+    axis = writer.axis if place.experts is None else writer.axis - 1
+    held = [_contract(change.read, matrix, axis) for matrix in matrices]
+    signed = sign * change.remove
+    stream_out = writer.axis == place.out_axis
+    if place.experts is None:
+        return (held[0], signed.T) if stream_out else (signed, held[0].T)
+    if stream_out:
+        # (out, r, experts): rank-major, the expert runs fastest.
+        b = signed.T[:, :, None].expand(-1, -1, place.experts)
+        return torch.cat(held), b.flatten(1)
+    return signed.repeat(place.experts, 1), torch.stack(held, dim=-1).transpose(0, 1).flatten(1)
+
+
+def _contract(read: torch.Tensor, weight: torch.Tensor, axis: int) -> torch.Tensor:
+    """read (k, n) · weight along `axis`: (k, other), float64; the weight is widened by blocks."""
+    rows, columns = weight.shape
+    step = max(1, _BLOCK // columns)
+    result = torch.zeros(len(read), columns if axis == 0 else rows, dtype=torch.float64)
+    for start in range(0, rows, step):
+        block = weight[start : start + step].to(torch.float64)
+        if axis == 0:
+            result += read[:, start : start + step] @ block
+        else:
+            result[:, start : start + step] = read @ block.T
+    return result
+
+
+def _zeros(place: LowRank, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    out = place.shape[place.out_axis]
+    inner = place.shape[-1] if place.out_axis != len(place.shape) - 1 else place.shape[-2]
+    return torch.zeros(rank, inner), torch.zeros(out, rank)
+
+
+def _omissions(layout: Layout) -> tuple[str, ...]:
+    """One line a reason: how many writers are left out, and what that costs."""
+    names: dict[str, list[str]] = {}
+    for left in layout.left_out:
+        names.setdefault(left.reason, []).append(left.parameter)
+    return tuple(
+        f"{len(parameters)} of the edited writers stay unedited ({parameters[0]}"
+        f"{', …' if len(parameters) > 1 else ''}): {reason}"
+        for reason, parameters in names.items()
+    )
+
+
+def _describe(path: Path) -> DeltaFile:
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return DeltaFile(path=path.name, sha256=digest, size=path.stat().st_size)

@@ -1,0 +1,400 @@
+"""How PEFT can hold an edit: which of its mechanisms carries each writer, and under which keys.
+
+The keys and shapes are read off a skeleton of the model (no weights) that PEFT itself has put its
+layers into, so they are PEFT's own and cannot drift from it. Knows no tensor's values.
+
+| writer | mechanism |
+|---|---|
+| weight of a Linear, Conv1D or Embedding | LoRA on the module (`target_modules`) |
+| fused experts, other 2-D and 3-D parameters | LoRA on the parameter (`target_parameters`) |
+| bias of a module that has a LoRA | `lora_bias`, or stored whole (`bias: lora_only`) |
+| bias of a norm | the norm stored whole (`modules_to_save`) |
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import Embedding as LoraEmbedding
+from peft.tuners.lora import LoraLayer, ParamWrapper
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from abl_hub.model.writers import Writer
+
+Profile = Literal["portable", "complete"]
+PREFIX = "base_model.model."
+"""What PEFT puts before a module's name in an adapter file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """A writer that the delta does not edit, and why."""
+
+    parameter: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRank:
+    """One LoRA: where its factors are stored, and which parameter they change.
+
+    Args:
+        parameter: name of the parameter.
+        shape: of the parameter.
+        a: key of A; (r, in), fused experts (r · experts, in), expert-major.
+        b: key of B; (out, r), fused experts (out, r · experts), rank-major.
+        out_axis: axis of the parameter that B carries.
+        experts: number of experts where the parameter is fused (3-D), else None.
+        bias: key of the bias that is added to the module's output, with `lora_bias`.
+    """
+
+    parameter: str
+    shape: tuple[int, ...]
+    a: str
+    b: str
+    out_axis: int
+    experts: int | None = None
+    bias: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """A small tensor that the adapter stores whole: the bias of a module, or part of a norm."""
+
+    parameter: str
+    key: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """All that the adapter file will hold, and the configuration under which PEFT reads it.
+
+    Args:
+        config: fields of `LoraConfig`, without base model and revision.
+        covered: names of the writers that it edits.
+        left_out: the writers that it does not.
+        notes: what the user must know about this form.
+    """
+
+    profile: Profile
+    config: dict[str, Any]
+    low_rank: tuple[LowRank, ...]
+    whole: tuple[Whole, ...]
+    covered: tuple[str, ...]
+    left_out: tuple[LeftOut, ...]
+    notes: tuple[str, ...]
+
+
+def portable(model: PreTrainedModel, writers: Sequence[Writer], rank: int) -> Layout:
+    """The layout that vLLM, SGLang, llama.cpp and transformers read like PEFT does.
+
+    LoRA on the linear layers alone, named by suffix and present on every layer that has the
+    suffix (with zeros where unedited), one rank, one alpha, no biases.
+    """
+    modules = dict(model.named_modules())
+    redirected = _redirected(model, [owner(w.parameter) for w in writers])
+    reasons = {w.parameter: _not_portable(w, modules, redirected) for w in writers}
+    covered = [w.parameter for w in writers if reasons[w.parameter] is None]
+    config = _config(rank) | {
+        "target_modules": sorted({_leaf(owner(parameter)) for parameter in covered})
+    }
+    return Layout(
+        profile="portable",
+        config=config,
+        low_rank=_low_rank(model, config) if covered else (),
+        whole=(),
+        covered=tuple(covered),
+        left_out=tuple(
+            LeftOut(parameter=parameter, reason=reason)
+            for parameter, reason in reasons.items()
+            if reason is not None
+        ),
+        notes=(),
+    )
+
+
+def complete(model: PreTrainedModel, writers: Sequence[Writer], rank: int) -> Layout:
+    """The layout that covers all that PEFT can: embeddings, biases, fused experts, norms."""
+    modules = dict(model.named_modules())
+    redirected = _redirected(model, [owner(w.parameter) for w in writers])
+    plan = {w.parameter: _mechanism(w, modules, redirected) for w in writers}
+    plan |= _refused(model, plan)
+    chosen: dict[str, list[str]] = {kind: [] for kind in _MECHANISMS}
+    left_out = []
+    for parameter, way in plan.items():
+        if isinstance(way, LeftOut):
+            left_out.append(way)
+        else:
+            chosen[way].append(parameter)
+    targets = {owner(p) for p in chosen["module"] + chosen["bias"]}
+    targets -= {owner(p) for p in chosen["parameter"]}
+    tied = any(w.tied_to_head and plan[w.parameter] == "module" for w in writers)
+    config = _config(rank)
+    config |= _targets(model, targets, chosen["parameter"], regular=tied and not redirected)
+    if any(isinstance(modules[name], Conv1D) for name in targets):
+        config["fan_in_fan_out"] = True
+    saved = sorted({owner(parameter) for parameter in chosen["saved"]})
+    if saved:
+        config["modules_to_save"] = saved
+    notes = []
+    whole = [
+        Whole(parameter=f"{name}.{own}", key=f"{PREFIX}{name}.{own}")
+        for name in saved
+        for own, _ in modules[name].named_parameters()
+    ]
+    if chosen["bias"]:
+        if not chosen["parameter"] and all(_has_linear_bias(modules[name]) for name in targets):
+            config["lora_bias"] = True
+        else:
+            config["bias"] = "lora_only"
+            whole += [
+                Whole(parameter=parameter, key=f"{PREFIX}{owner(parameter)}.base_layer.bias")
+                for parameter in chosen["bias"]
+            ]
+            notes.append(_WHOLE_BIASES)
+    if tied:
+        notes.append(_TIED)
+    return Layout(
+        profile="complete",
+        config=config,
+        low_rank=_low_rank(model, config) if len(left_out) < len(plan) else (),
+        whole=tuple(whole),
+        covered=tuple(p for p, way in plan.items() if not isinstance(way, LeftOut)),
+        left_out=tuple(left_out),
+        notes=tuple(notes),
+    )
+
+
+def skeleton(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of `model` on the meta device, ties kept; costs no weights, changes nothing."""
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        empty = torch.empty_like(parameter, device="meta")
+        memo[id(parameter)] = nn.Parameter(empty, requires_grad=False)
+    for buffer in model.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(model, memo)
+
+
+def owner(parameter: str) -> str:
+    """Name of the module that holds `parameter`."""
+    return parameter.rpartition(".")[0]
+
+
+_Mechanism = Literal["module", "parameter", "bias", "saved"]
+_MECHANISMS: tuple[_Mechanism, ...] = ("module", "parameter", "bias", "saved")
+
+_WHOLE_BIASES = (
+    "Edited biases are stored whole, because PEFT cannot add to a bias next to an embedding or "
+    "fused experts: disabling or rescaling the adapter leaves them edited"
+)
+_TIED = (
+    "The embedding is tied to the output head; the adapter edits the embedding and leaves the "
+    "head alone, which merging it into the weights (merge_and_unload) cannot: use the merged form"
+)
+
+
+def _config(rank: int) -> dict[str, Any]:
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": [],
+    }
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _not_portable(
+    writer: Writer, modules: dict[str, nn.Module], redirected: set[str]
+) -> str | None:
+    """Why the portable profile cannot hold `writer`; None where it can."""
+    name = owner(writer.parameter)
+    module = modules[name]
+    if isinstance(module, nn.Embedding):
+        return "embeddings are read by PEFT alone"
+    if len(writer.shape) == 1:
+        return "biases are read by PEFT alone"
+    if len(writer.shape) == 3:
+        return "fused experts are read by PEFT alone"
+    if not isinstance(module, nn.Linear) or writer.axis != 0:
+        return f"{type(module).__name__} is not a linear layer that other engines know"
+    if name in redirected:
+        return f"PEFT takes {_leaf(name)} for the experts of this architecture"
+    if any(
+        _leaf(other) == _leaf(name) and not isinstance(found, nn.Linear)
+        for other, found in modules.items()
+    ):
+        return f"{_leaf(name)} also names modules that are not linear"
+    return None
+
+
+def _mechanism(
+    writer: Writer, modules: dict[str, nn.Module], redirected: set[str]
+) -> _Mechanism | LeftOut:
+    """The way in which PEFT can change `writer` exactly."""
+    name = owner(writer.parameter)
+    module = modules[name]
+    if len(writer.shape) == 1:
+        if isinstance(module, nn.Linear | Conv1D):
+            return "bias"
+        if all(own.ndim == 1 for own in module.parameters()):
+            return "saved"
+        return LeftOut(parameter=writer.parameter, reason="PEFT has no way to change this vector")
+    if isinstance(module, nn.Linear | Conv1D | nn.Embedding):
+        if writer.axis != (0 if isinstance(module, nn.Linear) else 1):
+            return LeftOut(parameter=writer.parameter, reason="the stream is the layer's input")
+        return "parameter" if name in redirected else "module"
+    if any(True for child in module.children() for _ in child.parameters()):
+        return LeftOut(
+            parameter=writer.parameter, reason="PEFT cannot wrap a module that holds modules"
+        )
+    return "parameter"
+
+
+def _redirected(model: PreTrainedModel, names: Iterable[str]) -> set[str]:
+    """The modules that PEFT would take for experts, dropping their LoRA without a word.
+
+    It does so by name (`*.down_proj`) for some two dozen architectures; asked, not listed.
+    """
+    asked = set(names)
+    config = LoraConfig(r=1, target_modules=sorted(asked))
+    convert_peft_config_for_transformers(config, model, None)
+    return asked - set(config.target_modules or ())
+
+
+def _refused(model: PreTrainedModel, plan: dict[str, _Mechanism | LeftOut]) -> dict[str, LeftOut]:
+    """The writers that PEFT refuses to put its layers on (as it does in Mamba's mixers).
+
+    Asked once for each kind of place, by name and class of the module.
+    """
+    modules = dict(model.named_modules())
+    kinds: dict[tuple[str, type, str], list[str]] = {}
+    for parameter, way in plan.items():
+        if way in ("module", "parameter"):
+            name = owner(parameter)
+            kinds.setdefault((_leaf(name), type(modules[name]), way), []).append(parameter)
+    refused = {}
+    for (_, _, way), parameters in kinds.items():
+        first = parameters[0]
+        targets = (
+            {"target_modules": re.escape(owner(first))}
+            if way == "module"
+            else {"target_parameters": [first]}
+        )
+        try:
+            _injected(model, _config(1) | targets)
+        except ValueError as error:
+            reason = " ".join(str(error).split())
+            refused |= {p: LeftOut(parameter=p, reason=reason) for p in parameters}
+    return refused
+
+
+def _has_linear_bias(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | Conv1D) and module.bias is not None
+
+
+def _targets(
+    model: PreTrainedModel, modules: set[str], parameters: Sequence[str], *, regular: bool
+) -> dict[str, Any]:
+    """Name the targets as briefly as it can be done without matching anything else.
+
+    Args:
+        regular: name the modules by a regular expression. PEFT then does not warn that the
+            embedding is tied; the note of the layout says what matters about it.
+    """
+    names = _brief(modules, [name for name, _ in model.named_modules()])
+    fields: dict[str, Any] = {"target_modules": names}
+    if regular:
+        fields["target_modules"] = rf"(.+\.)?({'|'.join(re.escape(n) for n in sorted(modules))})"
+    if parameters:
+        every = [name for name, _ in model.named_parameters()]
+        fields["target_parameters"] = _brief(set(parameters), every)
+    return fields
+
+
+def _brief(wanted: set[str], every: Sequence[str]) -> list[str]:
+    """The shortest suffixes of two names at most that match `wanted` alone, or full names."""
+    brief = set()
+    for name in wanted:
+        parts = name.split(".")
+        for count in (1, 2, len(parts)):
+            suffix = ".".join(parts[-count:])
+            if all(n in wanted for n in every if n == suffix or n.endswith(f".{suffix}")):
+                brief.add(suffix)
+                break
+        else:
+            brief.add(name)
+    return sorted(brief)
+
+
+def _injected(model: PreTrainedModel, config: dict[str, Any]) -> nn.Module:
+    """A skeleton of `model` with PEFT's layers in it, as `config` asks for them."""
+    fields = {key: value for key, value in config.items() if key != "peft_type"}
+    injected: nn.Module = inject_adapter_in_model(
+        LoraConfig(**fields), skeleton(model), low_cpu_mem_usage=True
+    )
+    return injected
+
+
+def _low_rank(model: PreTrainedModel, config: dict[str, Any]) -> tuple[LowRank, ...]:
+    """Every LoRA that PEFT makes of `config`."""
+    found = []
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+    for name, module in _injected(model, config).named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        key = f"{PREFIX}{name}"
+        base = name.replace(".base_layer", "")
+        if isinstance(module, ParamWrapper):
+            parameter = f"{base}.{module.parameter_name}"
+            shape = shapes[parameter]
+            fused = len(shape) == 3
+            transposed = bool(getattr(module.get_base_layer(), "is_transposed", False))
+            found.append(
+                LowRank(
+                    parameter=parameter,
+                    shape=shape,
+                    a=f"{key}.lora_A.weight",
+                    b=f"{key}.lora_B.weight",
+                    out_axis=(2 if transposed else 1) if fused else 0,
+                    experts=shape[0] if fused else None,
+                )
+            )
+        elif isinstance(module, LoraEmbedding):
+            found.append(
+                LowRank(
+                    parameter=f"{base}.weight",
+                    shape=shapes[f"{base}.weight"],
+                    a=f"{key}.lora_embedding_A",
+                    b=f"{key}.lora_embedding_B",
+                    out_axis=1,
+                )
+            )
+        else:
+            found.append(
+                LowRank(
+                    parameter=f"{base}.weight",
+                    shape=shapes[f"{base}.weight"],
+                    a=f"{key}.lora_A.weight",
+                    b=f"{key}.lora_B.weight",
+                    out_axis=1 if isinstance(module.get_base_layer(), Conv1D) else 0,
+                    bias=f"{key}.lora_B.bias" if config.get("lora_bias") else None,
+                )
+            )
+    return tuple(found)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from peft import PeftConfig, PeftModel
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
+from abl_hub.edits.checkpoint import WrittenFile
 from abl_hub.edits.delta_layout import (
     Layout,
     LeftOut,
@@ -27,10 +26,12 @@ from abl_hub.edits.delta_layout import (
     Profile,
     complete,
     portable,
+    quiet_about_ties,
     skeleton,
 )
 from abl_hub.edits.edit import Edit, Factors, Gains, factors
-from abl_hub.errors import EditError, OutputError
+from abl_hub.edits.staging import check_free, staging
+from abl_hub.errors import EditError
 from abl_hub.model.writers import Writer
 from abl_hub.progress import SILENT, Progress
 
@@ -41,20 +42,6 @@ _BLOCK = 1 << 20
 
 Read = Callable[[str], torch.Tensor]
 """Parameter name in the module tree → its tensor, in the module's layout, any float dtype."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeltaFile:
-    """One file of the adapter.
-
-    Args:
-        path: relative to the folder.
-        size: in bytes.
-    """
-
-    path: str
-    sha256: str
-    size: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +56,7 @@ class Delta:
 
     folder: Path
     profile: Profile
-    files: tuple[DeltaFile, ...]
+    files: tuple[WrittenFile, ...]
     covered: tuple[str, ...]
     left_out: tuple[LeftOut, ...]
     notes: tuple[str, ...]
@@ -110,8 +97,7 @@ def write_delta(
         EditError: no writer can be held, or PEFT would not load the adapter as it was written.
         OutputError: `out` is taken.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"{out} exists and is not empty", next_step="Choose another folder")
+    check_free(out)
     layout = _choose(edit, model, profile)
     if not layout.low_rank:
         reasons = sorted({left.reason for left in layout.left_out})
@@ -120,19 +106,13 @@ def write_delta(
     config = layout.config | {"base_model_name_or_path": base}
     if revision is not None:
         config["revision"] = revision
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
+    with staging(out) as stage:
+        save_file(tensors, stage.folder / WEIGHTS, metadata={"format": "pt"})
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-        (partial / CONFIG).write_text(text, encoding="utf-8")
-        partial.chmod(0o755)
-        check_delta(partial, model)
-        files = tuple(_describe(partial / name) for name in (CONFIG, WEIGHTS))
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial)
-        raise
+        (stage.folder / CONFIG).write_text(text, encoding="utf-8")
+        check_delta(stage.folder, model)
+        files = tuple(_describe(stage.folder / name) for name in (CONFIG, WEIGHTS))
+        stage.publish()
     return Delta(
         folder=out,
         profile=layout.profile,
@@ -154,7 +134,8 @@ def check_delta(folder: Path, model: PreTrainedModel) -> None:
     """
     try:
         config = PeftConfig.from_pretrained(str(folder))
-        wrapped = PeftModel(skeleton(model), config, low_cpu_mem_usage=True)
+        with quiet_about_ties():
+            wrapped = PeftModel(skeleton(model), config, low_cpu_mem_usage=True)
         loaded = wrapped.load_adapter(
             str(folder), "default", torch_device="cpu", low_cpu_mem_usage=True
         )
@@ -281,7 +262,7 @@ def _omissions(layout: Layout) -> tuple[str, ...]:
     )
 
 
-def _describe(path: Path) -> DeltaFile:
+def _describe(path: Path) -> WrittenFile:
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return DeltaFile(path=path.name, sha256=digest, size=path.stat().st_size)
+    return WrittenFile(path=path.name, sha256=digest, size_bytes=path.stat().st_size)

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -102,8 +104,14 @@ def portable(model: PreTrainedModel, writers: Sequence[Writer], rank: int) -> La
     """
     modules = dict(model.named_modules())
     redirected = _redirected(model, [owner(w.parameter) for w in writers])
-    reasons = {w.parameter: _not_portable(w, modules, redirected) for w in writers}
-    covered = [w.parameter for w in writers if reasons[w.parameter] is None]
+    plan: dict[str, _Mechanism | LeftOut] = {}
+    for writer in writers:
+        reason = _not_portable(writer, modules, redirected)
+        name = writer.parameter
+        plan[name] = "module" if reason is None else LeftOut(parameter=name, reason=reason)
+    plan |= _refused(model, plan)
+    left_out = tuple(way for way in plan.values() if isinstance(way, LeftOut))
+    covered = tuple(name for name, way in plan.items() if way == "module")
     config = _config(rank) | {
         "target_modules": sorted({_leaf(owner(parameter)) for parameter in covered})
     }
@@ -112,12 +120,8 @@ def portable(model: PreTrainedModel, writers: Sequence[Writer], rank: int) -> La
         config=config,
         low_rank=_low_rank(model, config) if covered else (),
         whole=(),
-        covered=tuple(covered),
-        left_out=tuple(
-            LeftOut(parameter=parameter, reason=reason)
-            for parameter, reason in reasons.items()
-            if reason is not None
-        ),
+        covered=covered,
+        left_out=left_out,
         notes=(),
     )
 
@@ -259,12 +263,24 @@ def _mechanism(
     if isinstance(module, nn.Linear | Conv1D | nn.Embedding):
         if writer.axis != (0 if isinstance(module, nn.Linear) else 1):
             return LeftOut(parameter=writer.parameter, reason="the stream is the layer's input")
-        return "parameter" if name in redirected else "module"
+        return "parameter" if name in redirected or _computes_ids(module) else "module"
     if any(True for child in module.children() for _ in child.parameters()):
         return LeftOut(
             parameter=writer.parameter, reason="PEFT cannot wrap a module that holds modules"
         )
     return "parameter"
+
+
+def _computes_ids(module: nn.Module) -> bool:
+    """An embedding that does not look up what it is given (OPT's positions).
+
+    PEFT's LoRA would look up the module's input itself. It does know `embed_scale`.
+    """
+    return (
+        isinstance(module, nn.Embedding)
+        and type(module).forward is not nn.Embedding.forward
+        and not hasattr(module, "embed_scale")
+    )
 
 
 def _redirected(model: PreTrainedModel, names: Iterable[str]) -> set[str]:
@@ -292,11 +308,13 @@ def _refused(model: PreTrainedModel, plan: dict[str, _Mechanism | LeftOut]) -> d
     refused = {}
     for (_, _, way), parameters in kinds.items():
         first = parameters[0]
-        targets = (
+        targets: dict[str, Any] = (
             {"target_modules": re.escape(owner(first))}
             if way == "module"
             else {"target_parameters": [first]}
         )
+        if isinstance(modules[owner(first)], Conv1D):
+            targets["fan_in_fan_out"] = True
         try:
             _injected(model, _config(1) | targets)
         except ValueError as error:
@@ -321,7 +339,7 @@ def _targets(
     names = _brief(modules, [name for name, _ in model.named_modules()])
     fields: dict[str, Any] = {"target_modules": names}
     if regular:
-        fields["target_modules"] = rf"(.+\.)?({'|'.join(re.escape(n) for n in sorted(modules))})"
+        fields["target_modules"] = rf".+\.({'|'.join(map(re.escape, names))})"
     if parameters:
         every = [name for name, _ in model.named_parameters()]
         fields["target_parameters"] = _brief(set(parameters), every)
@@ -346,10 +364,19 @@ def _brief(wanted: set[str], every: Sequence[str]) -> list[str]:
 def _injected(model: PreTrainedModel, config: dict[str, Any]) -> nn.Module:
     """A skeleton of `model` with PEFT's layers in it, as `config` asks for them."""
     fields = {key: value for key, value in config.items() if key != "peft_type"}
-    injected: nn.Module = inject_adapter_in_model(
-        LoraConfig(**fields), skeleton(model), low_cpu_mem_usage=True
-    )
+    with quiet_about_ties():
+        injected: nn.Module = inject_adapter_in_model(
+            LoraConfig(**fields), skeleton(model), low_cpu_mem_usage=True
+        )
     return injected
+
+
+@contextmanager
+def quiet_about_ties() -> Iterator[None]:
+    """Without PEFT's warning that an embedding is tied: a note of the layout says it better."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+        yield
 
 
 def _low_rank(model: PreTrainedModel, config: dict[str, Any]) -> tuple[LowRank, ...]:

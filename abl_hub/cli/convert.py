@@ -40,6 +40,7 @@ from abl_hub.cli.publish import publish_options, target_of
 @click.pass_obj
 def convert(
     output: Output,
+    /,
     source: str,
     out: Path | None,
     overwrite: bool,

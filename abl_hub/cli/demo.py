@@ -19,7 +19,7 @@ from abl_hub.cli.output import Output
     help="Output folder; replaced if an earlier run made it.",
 )
 @click.pass_obj
-def demo(output: Output, out: Path) -> None:
+def demo(output: Output, /, out: Path) -> None:
     """Train a small chat model that refuses one harmless topic, and do the whole job on it.
 
     The model is trained once, in about a minute on two cores, and cached. It is published to a Hub

@@ -18,7 +18,7 @@ from abl_hub.cli.output import Output
 @hub_options
 @click.pass_obj
 def trace(
-    output: Output, source: str, revision: str | None, trust_remote_code: bool, **options: Any
+    output: Output, /, source: str, revision: str | None, trust_remote_code: bool, **options: Any
 ) -> None:
     """List every parameter of SOURCE that writes to its residual stream.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -150,7 +152,9 @@ def runtime_of(output: Output, options: dict[str, Any]) -> Runtime:
 
     names = ("device", "rows", "cache_dir", "token")
     return Runtime(
-        **{name: options.pop(name) for name in names if name in options}, progress=output
+        **{name: options.pop(name) for name in names if name in options},
+        endpoint=os.environ.get("HF_ENDPOINT"),
+        progress=output,
     )
 
 
@@ -170,6 +174,4 @@ def command_line() -> str:
             flag = max(parameter.opts, key=len)
             values = value if isinstance(value, tuple) else (value,)
             words += [flag] if value is True else [w for v in values for w in (flag, str(v))]
-    import shlex
-
     return shlex.join(["abl-hub", context.info_name or "", *words])

@@ -58,7 +58,7 @@ def target_of(options: dict[str, Any]) -> Target:
 @click.option("--dry-run", is_flag=True, help="Say what would be pushed.")
 @hub_options
 @click.pass_obj
-def push(output: Output, out: Path, dry_run: bool, **options: Any) -> None:
+def push(output: Output, /, out: Path, dry_run: bool, **options: Any) -> None:
     """Publish OUT: merged model, delta and Space, privately unless --public.
 
     \b

@@ -36,7 +36,7 @@ _folder = click.argument("out", type=click.Path(exists=True, file_okay=False, pa
 @runtime_options
 @hub_options
 @click.pass_obj
-def extract(output: Output, source: str, out: Path, overwrite: bool, **options: Any) -> None:
+def extract(output: Output, /, source: str, out: Path, overwrite: bool, **options: Any) -> None:
     """Find the direction in SOURCE and select it on validation prompts.
 
     \b
@@ -61,7 +61,7 @@ def extract(output: Output, source: str, out: Path, overwrite: bool, **options: 
 @runtime_options
 @hub_options
 @click.pass_obj
-def apply(output: Output, out: Path, **options: Any) -> None:
+def apply(output: Output, /, out: Path, **options: Any) -> None:
     """Write the edit of OUT as merged weights and as a delta, and check that they agree.
 
     \b
@@ -79,7 +79,7 @@ def apply(output: Output, out: Path, **options: Any) -> None:
 @runtime_options
 @hub_options
 @click.pass_obj
-def evaluate(output: Output, out: Path, keep_completions: bool, **options: Any) -> None:
+def evaluate(output: Output, /, out: Path, keep_completions: bool, **options: Any) -> None:
     """Measure what the edit in OUT did on held-out prompts, against a random direction.
 
     \b
@@ -95,7 +95,7 @@ def evaluate(output: Output, out: Path, keep_completions: bool, **options: Any) 
 @click.command()
 @_folder
 @click.pass_obj
-def card(output: Output, out: Path) -> None:
+def card(output: Output, /, out: Path) -> None:
     """Write the model cards of OUT from its record.
 
     \b

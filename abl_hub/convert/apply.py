@@ -14,10 +14,12 @@ from abl_hub.convert.extract import DIRECTION
 from abl_hub.convert.inputs import recorded_prompts, recorded_source
 from abl_hub.convert.runtime import Runtime, dtype_named
 from abl_hub.directions.direction import Direction
-from abl_hub.edits.checkpoint import CheckpointTensors, write_merged
+from abl_hub.edits.checkpoint import Merged, write_merged
 from abl_hub.edits.delta import write_delta
 from abl_hub.edits.edit import Edit, Gains, remove
 from abl_hub.edits.hooks import applied
+from abl_hub.edits.keys import CheckpointTensors
+from abl_hub.edits.shards import CONFIG, open_shards, read_json
 from abl_hub.errors import EditError
 from abl_hub.model.chat import ChatModel, load_chat_model
 from abl_hub.model.check import residual, residual_limit
@@ -72,7 +74,9 @@ def apply(out: Path, runtime: Runtime) -> Record:
         rounding=recipe.rounding,
         progress=runtime.progress,
     )
-    tensors = CheckpointTensors(source.folder, blueprint)
+    tensors = CheckpointTensors(
+        blueprint, open_shards(source.folder).tensors, read_json(source.folder, CONFIG)
+    )
     between = gains_from_tensors(blueprint, trace.writers, tensors.read_parameter)
     delta = write_delta(
         edit,
@@ -101,7 +105,7 @@ def apply(out: Path, runtime: Runtime) -> Record:
         edit=EditRecord(
             digest=edit.digest,
             rank=edit.rank,
-            exactness=_exactness(trace.writers, merged.untied),
+            exactness=_exactness(trace.writers, merged),
             writers=tuple(
                 WriterRecord(
                     parameter=writer.parameter,
@@ -114,7 +118,7 @@ def apply(out: Path, runtime: Runtime) -> Record:
             ),
             rounding=recipe.rounding,
         ),
-        merged=FormRecord(files=_files(merged.files), notes=merged.notes),
+        merged=FormRecord(files=_files(merged.files), notes=_notes(merged)),
         delta=FormRecord(files=_files(delta.files), notes=delta.notes, profile=delta.profile),
         agreement=agreement,
         evaluation=None,
@@ -189,8 +193,20 @@ def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).abs().max())
 
 
-def _exactness(writers: Sequence[Writer], untied: bool) -> str:
-    if any(writer.tied_to_head for writer in writers) and not untied:
+def _notes(merged: Merged) -> tuple[str, ...]:
+    notes = []
+    if merged.untied:
+        notes.append("the output head has its own, unedited matrix now (it was tied)")
+    if merged.left_alone_keys:
+        notes.append(
+            f"{len(merged.left_alone_keys)} tensors are no part of the model that transformers "
+            "builds (multi-token prediction, old buffers) and were copied as they are"
+        )
+    return tuple(notes)
+
+
+def _exactness(writers: Sequence[Writer], merged: Merged) -> str:
+    if merged.changes_head:
         return "head changed"
     if any(writer.rescaled for writer in writers):
         return "exact null, rescaled"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from abl_hub.convert.push import Target, check_allowed, repositories
 from abl_hub.convert.runtime import Runtime
-from abl_hub.edits.checkpoint import plan_model
+from abl_hub.edits.plan import plan_model
 from abl_hub.hub.publish import namespace
 from abl_hub.hub.source import plan_source
 from abl_hub.model.meta import meta_model
 from abl_hub.model.trace import trace_writers
+from abl_hub.model.writers import Trace
 from abl_hub.report.recipe import Recipe
 from abl_hub.report.record import load_record
 
@@ -47,9 +49,9 @@ def plan(recipe: Recipe, out: Path, runtime: Runtime, *, target: Target | None =
             f"{trace.architecture}, {trace.layer_count} layers, width {trace.width}",
         ),
         ("writers", f"{len(trace.writers)} parameters"),
-        ("bytes of writers", size(cost.writer_bytes)),
-        ("merged", f"{size(source.weight_bytes)} in {out}/merged"),
-        ("delta", f"{size(cost.delta_bytes)} in {out}/delta"),
+        ("bytes to read", f"{size(cost.bytes_read)} of writers"),
+        ("merged", f"{size(cost.bytes_written)} in {out}/merged"),
+        ("delta", f"about {size(_delta_bytes(trace))} in {out}/delta"),
         ("memory to write", f"about {size(cost.memory_bytes)}"),
     ]
     if target is not None:
@@ -62,6 +64,12 @@ def plan(recipe: Recipe, out: Path, runtime: Runtime, *, target: Target | None =
             if part in target.parts
         ]
     return Plan(lines=tuple(lines))
+
+
+def _delta_bytes(trace: Trace) -> int:
+    """Rank one in float32: what a writer reads and what it loses, expert by expert."""
+    numbers = sum(trace.width + math.prod(w.shape) // w.shape[w.axis] for w in trace.writers)
+    return 4 * numbers
 
 
 def plan_push(out: Path, runtime: Runtime, target: Target) -> Plan:

@@ -7,22 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from transformers import PreTrainedModel
+import torch
 
 from abl_hub.edits.edit import Edit, Gains, factors
 from abl_hub.model.stream import Projection, projecting
 
 
 @contextmanager
-def applied(edit: Edit, model: PreTrainedModel, gains: Gains) -> Iterator[None]:
+def applied(edit: Edit, model: Any, gains: Gains) -> Iterator[None]:
     """Run `model` as if it were edited.
 
     Args:
         gains: effective gains of the norms between writers and stream, by parameter name.
     """
     projections = {}
-    device = model.get_input_embeddings().weight.device
+    device: torch.device = model.get_input_embeddings().weight.device
     for writer, strength in zip(edit.writers, edit.strengths, strict=True):
         if strength != 0.0:
             change = factors(edit, writer, strength, gains)

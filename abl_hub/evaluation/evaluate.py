@@ -149,11 +149,11 @@ def evaluate(
                 controls.append(Arm(positive=rates))
             advance(1)
         induction: list[Arm | None] = []
-        for name, subject in (("induced", induced), ("induced random", induced_random)):
-            if subject is None:
+        for name, added_to in (("induced", induced), ("induced random", induced_random)):
+            if added_to is None:
                 induction.append(None)
                 continue
-            induction.append(Arm(negative=judge_replies.rates(name, "negative", subject)))
+            induction.append(Arm(negative=judge_replies.rates(name, "negative", added_to)))
             advance(1)
     return Evaluation(
         base=before,

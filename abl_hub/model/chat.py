@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from abl_hub.errors import SourceError, UnsupportedModelError
 from abl_hub.model.layers import decoder_layers
@@ -27,7 +27,8 @@ _PROBES = ("a", "Why?", "Name three colours.", "x = 1", "Go!")
 class ChatModel:
     """A causal language model with its tokenizer and chat template, ready for inference."""
 
-    model: PreTrainedModel
+    model: Any
+    """A causal language model of transformers, or PEFT's wrapping of one."""
     tokenizer: Any
     system: str | None = None
     """System prompt put before every instruction; None leaves the template's default."""
@@ -35,7 +36,8 @@ class ChatModel:
     @cached_property
     def layers(self) -> nn.ModuleList:
         """The decoder layers; layer l is 0-based and means the output of block l."""
-        return decoder_layers(self.model)[1]
+        layers: nn.ModuleList = decoder_layers(self.model)[1]
+        return layers
 
     @cached_property
     def width(self) -> int:
@@ -76,7 +78,7 @@ class ChatModel:
     @property
     def stop_tokens(self) -> frozenset[int]:
         """Ids that end a reply."""
-        stops = self.model.generation_config.eos_token_id  # type: ignore[union-attr]
+        stops = self.model.generation_config.eos_token_id
         if stops is None:
             stops = self.tokenizer.eos_token_id
         if stops is None:
@@ -108,6 +110,7 @@ def load_chat_model(
         UnsupportedModelError: not a causal language model that transformers can build.
     """
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    model: Any
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,

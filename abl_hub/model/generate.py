@@ -39,7 +39,7 @@ def greedy_replies(
     sequences = [chat.prompt_tokens(prompt) for prompt in prompts]
     stops = sorted(chat.stop_tokens)
     padding = chat.tokenizer.pad_token_id
-    config = GenerationConfig(
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=max_new_tokens,
         do_sample=False,
         num_beams=1,

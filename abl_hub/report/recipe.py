@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from abl_hub.directions.contrast import SplitSizes
 
@@ -43,8 +44,8 @@ class Recipe:
     strength: float = 1.0
     seed: int = 0
     dtype: str | None = None
-    rounding: str = "nearest"
-    delta_profile: str = "auto"
+    rounding: Literal["nearest", "cancelling"] = "nearest"
+    delta_profile: Literal["auto", "portable", "complete"] = "auto"
     max_new_tokens: int = 64
     random_draws: int = 3
     system: str | None = None

@@ -171,7 +171,7 @@ class Record:
     evaluation: Evaluation | None = None
 
 
-_CHECKED = TypeAdapter(checked(Record, config=ConfigDict(extra="forbid")))
+_CHECKED: TypeAdapter[Record] = TypeAdapter(checked(Record, config=ConfigDict(extra="forbid")))
 
 
 def save_record(record: Record, folder: Path) -> Path:
@@ -199,7 +199,7 @@ def load_record(folder: Path) -> Record:
             next_step=f"Run `abl-hub extract MODEL -o {folder}`",
         ) from error
     try:
-        record: Record = _CHECKED.validate_json(content)
+        record = _CHECKED.validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

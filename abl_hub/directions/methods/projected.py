@@ -18,4 +18,6 @@ def projected_difference(means: Means) -> torch.Tensor:
     difference = difference_in_means(means)
     ordinary = means.negative.activations
     ordinary = ordinary / ordinary.norm(dim=-1, keepdim=True).clamp_min(1e-300)
-    return difference - (difference * ordinary).sum(-1, keepdim=True) * ordinary
+    along = (difference * ordinary).sum(-1, keepdim=True)
+    projected: torch.Tensor = difference - along * ordinary
+    return projected

@@ -1,0 +1,166 @@
+"""Bad input through the command line: one clear line, exit 1, and nothing lost or left behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save_file
+
+from abl_hub.cli.group import abl_hub
+from abl_hub.hub.local import LocalHub
+from abl_hub.hub.publish import publish
+from tests.chat_models import save_chat_model, save_prompts
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_chat_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture()
+def broken(model: Path, tmp_path: Path) -> Path:
+    """A copy that a test may break."""
+    return Path(shutil.copytree(model, tmp_path / "broken"))
+
+
+@pytest.fixture()
+def run(tmp_path: Path) -> Run:
+    positive, negative = save_prompts(tmp_path)
+
+    def invoke(source: Path | str, *more: str) -> Result:
+        words = ["convert", str(source), "-o", str(tmp_path / "out")]
+        words += ["--positive", str(positive), "--negative", str(negative), *more]
+        return CliRunner().invoke(abl_hub, words)
+
+    return invoke
+
+
+def refused(result: Result, tmp_path: Path, *words: str) -> None:
+    """Exit 1, nothing on stdout, one error line that says `words`, no output folder."""
+    assert result.exit_code == 1, (result.output, result.exception)
+    assert result.stdout == ""
+    errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1, result.stderr
+    for word in words:
+        assert word in errors[0]
+    assert "bug in abl-hub" not in errors[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_not_there(run: Run, tmp_path: Path) -> None:
+    refused(run(tmp_path / "nowhere"), tmp_path, "nowhere")
+
+
+def test_no_safetensors(run: Run, broken: Path, tmp_path: Path) -> None:
+    (broken / "model.safetensors").rename(broken / "pytorch_model.bin")
+    refused(run(broken), tmp_path, "safetensors")
+
+
+def test_no_chat_template(run: Run, broken: Path, tmp_path: Path) -> None:
+    (broken / "chat_template.jinja").unlink(missing_ok=True)
+    config = json.loads((broken / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    (broken / "tokenizer_config.json").write_text(json.dumps(config))
+    refused(run(broken), tmp_path, "chat template", "chat version")
+
+
+def test_not_a_causal_language_model(run: Run, broken: Path, tmp_path: Path) -> None:
+    config = json.loads((broken / "config.json").read_text())
+    config.update(model_type="vit", architectures=["ViTModel"])
+    (broken / "config.json").write_text(json.dumps(config))
+    refused(run(broken), tmp_path, "causal")
+
+
+def test_an_architecture_that_cannot_be_traced(run: Run, tmp_path: Path) -> None:
+    """Post-LN: the stream itself is normalised after each write."""
+    source = save_chat_model(
+        tmp_path / "post", "openai-gpt", n_embd=32, n_layer=2, n_head=4, n_positions=128
+    )
+    refused(run(source), tmp_path)
+
+
+def test_a_truncated_shard(run: Run, broken: Path, tmp_path: Path) -> None:
+    shard = broken / "model.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-64])
+    refused(run(broken), tmp_path)
+
+
+def test_nan_weights(run: Run, broken: Path, tmp_path: Path) -> None:
+    shard = broken / "model.safetensors"
+    tensors = load_file(shard)
+    tensors["model.layers.1.mlp.down_proj.weight"][0, 0] = torch.nan
+    save_file(tensors, shard, metadata={"format": "pt"})
+    refused(run(broken), tmp_path, "down_proj", "NaN")
+
+
+@pytest.mark.parametrize(
+    ("positive", "negative", "word"),
+    [
+        ("", None, "empty"),
+        (None, "How do I cast spell 3?\n" + "".join(f"Bake {i}\n" for i in range(20)), "share"),
+        ("".join(f"Cast {i}\n" for i in range(5)), None, "needed"),
+    ],
+)
+def test_unfair_prompt_sets(
+    run: Run, model: Path, tmp_path: Path, positive: str | None, negative: str | None, word: str
+) -> None:
+    if positive is not None:
+        (tmp_path / "positive.txt").write_text(positive)
+    if negative is not None:
+        (tmp_path / "negative.txt").write_text(negative)
+    refused(run(model), tmp_path, word)
+
+
+def test_an_output_folder_that_is_not_empty(run: Run, model: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "out" / "mine.txt"
+    kept.parent.mkdir()
+    kept.write_text("precious")
+    result = run(model)
+    assert result.exit_code == 1
+    assert "not empty" in result.stderr
+    again = run(model, "--overwrite")
+    assert again.exit_code == 1
+    assert "not made by abl-hub" in again.stderr
+    assert kept.read_text() == "precious"
+
+
+def test_no_baseline_refusal_is_a_verdict(run: Run, model: Path, tmp_path: Path) -> None:
+    """A random model refuses nothing: that is a result, not a crash."""
+    result = run(model, "--max-new-tokens", "8", "--random-draws", "1")
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert "NO-BASELINE-REFUSAL" in result.stdout
+    record = json.loads((tmp_path / "out" / "record.json").read_text())
+    assert record["evaluation"]["verdict"]["label"] == "NO-BASELINE-REFUSAL"
+    assert record["agreement"]["merged_delta"] <= 1e-4
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_what_is_not_on_the_hub_for_you(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LocalHub(tmp_path / "hub", user="alice") as hub:
+        publish(
+            model,
+            repo_id="alice/tiny",
+            kind="model",
+            private=True,
+            token=hub.token,
+            endpoint=hub.endpoint,
+            commit_message="tiny",
+        )
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        cache = ["--cache-dir", str(tmp_path / "cache"), "--token"]
+        refused(run("alice/nothing", *cache, hub.token), tmp_path, "alice/nothing")
+        refused(run("alice/tiny", *cache, "hf_mallory"), tmp_path, "alice/tiny")
+        wrong = run("alice/tiny", "--revision", "v9", *cache, hub.token)
+        refused(wrong, tmp_path, "v9")
+        for result in (wrong, run("alice/tiny", *cache, "hf_mallory")):
+            assert "hf_" not in result.stderr

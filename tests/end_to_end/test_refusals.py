@@ -25,13 +25,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_chat_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
-@pytest.fixture()
+@pytest.fixture
 def broken(model: Path, tmp_path: Path) -> Path:
     """A copy that a test may break."""
     return Path(shutil.copytree(model, tmp_path / "broken"))
 
 
-@pytest.fixture()
+@pytest.fixture
 def run(tmp_path: Path) -> Run:
     positive, negative = save_prompts(tmp_path)
 

@@ -121,7 +121,7 @@ class CheckpointTensors:
             raise SourceError(f"The checkpoint has no weights for {name}")
         sources = self._sources[stored]
         if sources.converter is None:
-            return sources.tensors[0][0].read()
+            return sources.tensors[0][0].read_for_model()
         converter = deepcopy(sources.converter)
         for matrix, pattern in sources.tensors:
             converter.add_tensor(stored, matrix.key, str(pattern), matrix.read())  # type: ignore[arg-type]

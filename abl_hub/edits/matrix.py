@@ -35,6 +35,8 @@ class Matrix:
     key: str
     codes: StoredTensor
     scales: StoredTensor | None = None
+    scale_block: quantised.Block | None = None
+    """Rows and columns that share a scale; None where there is none, or one."""
 
     @property
     def packed(self) -> bool:
@@ -96,6 +98,10 @@ class Matrix:
             blocks = [rows.decode(rows.read(file, b, 0, rows.rows), b, 0) for b in rows.all_blocks]
         return torch.stack(blocks).reshape(self.shape)
 
+    def read_for_model(self) -> torch.Tensor:
+        """Like `read`, of shape `in_model`."""
+        return self.read().transpose(1, 2).contiguous() if self.packed else self.read()
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rows:
@@ -127,7 +133,7 @@ class Rows:
         blocks = math.prod(shape[:split])
         scales = None
         if matrix.scales is not None:
-            scales = quantised.read_scales(matrix.scales, blocks, rows, columns)
+            scales = quantised.read_scales(matrix.scales, matrix.scale_block, blocks, rows, columns)
         return cls(
             matrix=matrix,
             axis=axis,
@@ -181,10 +187,8 @@ class Rows:
         if self.scales is None:
             return None
         scales = self.scales[block]
-        block_rows = -(-self.rows // scales.shape[0])
-        block_columns = -(-self.columns // scales.shape[1])
-        chosen = scales[rows // block_rows]
-        return chosen.repeat_interleave(block_columns, dim=1)[:, : self.columns]
+        height, width = self.matrix.scale_block or (self.rows, self.columns)
+        return scales[rows // height].repeat_interleave(width, dim=1)[:, : self.columns]
 
 
 def matrices(
@@ -195,7 +199,8 @@ def matrices(
     Raises:
         EditError: a quantisation that cannot be edited in place.
     """
-    method = quantised.method(config)
+    quantisation = quantised.declared(config)
+    method = quantisation.method if quantisation else None
     found: dict[str, Matrix] = {}
     for key, tensor in tensors.items():
         stem, suffix = quantised.split_key(key, method)
@@ -204,5 +209,6 @@ def matrices(
         scales = tensors.get(quantised.scales_key(stem, method)) if method else None
         if suffix is quantised.Part.BLOCKS and scales is None:
             raise EditError(f"{key} has no scales beside it")
-        found[stem] = Matrix(key=stem, codes=tensor, scales=scales)
+        block = quantisation.block if quantisation and scales else None
+        found[stem] = Matrix(key=stem, codes=tensor, scales=scales, scale_block=block)
     return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
 
@@ -19,12 +20,24 @@ from abl_hub.edits.safetensors_file import StoredTensor
 from abl_hub.errors import EditError
 
 Method = Literal["fp8", "mxfp4"]
+Block = tuple[int, int]
+"""Rows and columns of a stored weight that share a scale."""
 
 FULL_PRECISION = "Give the full-precision base model that these weights were quantised from"
 
 _SCALE_INV = "_scale_inv"
 _BLOCKS, _SCALES = "_blocks", "_scales"
 _EXPONENT_BIAS = 127
+_MXFP4_BLOCK: Block = (1, 32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantisation:
+    """What a config.json declares."""
+
+    method: Method
+    block: Block | None
+    """None: one scale for the whole weight."""
 
 
 class Part(Enum):
@@ -35,22 +48,27 @@ class Part(Enum):
     SCALES = "scales"
 
 
-def method(config: Mapping[str, object]) -> Method | None:
-    """The quantisation that a config.json declares; None for full precision.
+def declared(config: Mapping[str, object]) -> Quantisation | None:
+    """The quantisation of a checkpoint; None for full precision.
 
     Raises:
         EditError: a method that cannot be edited in place.
     """
     for part in (config, config.get("text_config")):
-        declared = part.get("quantization_config") if isinstance(part, Mapping) else None
-        if declared is None:
+        entry = part.get("quantization_config") if isinstance(part, Mapping) else None
+        if entry is None:
             continue
-        name = declared.get("quant_method") if isinstance(declared, Mapping) else None
-        if name == "fp8":
-            return "fp8"
+        options = entry if isinstance(entry, Mapping) else {}
+        name = options.get("quant_method")
         if name == "mxfp4":
-            return "mxfp4"
-        shown = name or ("bitsandbytes" if "load_in_4bit" in str(declared) else "an unknown method")
+            return Quantisation(method="mxfp4", block=_MXFP4_BLOCK)
+        if name == "fp8":
+            match options.get("weight_block_size"):
+                case None:
+                    return Quantisation(method="fp8", block=None)
+                case [int(rows), int(columns)] if rows > 0 and columns > 0:
+                    return Quantisation(method="fp8", block=(rows, columns))
+        shown = name or ("bitsandbytes" if "load_in_4bit" in options else "an unknown method")
         raise EditError(
             f"Weights quantised with {shown} cannot be edited",
             why="an edited weight would need new scales",
@@ -75,20 +93,27 @@ def scales_key(key: str, method: Method) -> str:
     return key + (_SCALE_INV if method == "fp8" else _SCALES)
 
 
-def read_scales(stored: StoredTensor, blocks: int, rows: int, columns: int) -> torch.Tensor:
-    """What codes are multiplied by: (blocks, scale rows, scale columns) float32.
+def read_scales(
+    stored: StoredTensor, block: Block | None, matrices: int, rows: int, columns: int
+) -> torch.Tensor:
+    """What codes are multiplied by: (matrices, scale rows, scale columns) float32.
+
+    Args:
+        block: rows and columns that share a scale; None where the whole matrix does.
 
     Raises:
         EditError: the scales do not tile the weight, or one is not a finite number.
     """
     raw = stored.read()
     scales = (raw.float() - _EXPONENT_BIAS).exp2() if stored.dtype == "U8" else raw.float()
-    grid = (1, 1) if scales.numel() == blocks else tuple(scales.shape[-2:])
-    if scales.numel() != blocks * math.prod(grid):
-        raise EditError(f"{stored.key} does not fit its weight of {rows} × {columns}")
-    for count, length in zip(grid, (rows, columns), strict=True):
-        if count < 1 or -(-length // -(-length // count)) != count:
-            raise EditError(f"{stored.key} does not fit its weight of {rows} × {columns}")
+    height, width = block or (rows, columns)
+    grid = (matrices, -(-rows // height), -(-columns // width))
+    if scales.numel() != math.prod(grid) or (block and tuple(scales.shape[-2:]) != grid[1:]):
+        raise EditError(
+            f"{stored.key} does not fit its weight",
+            why=f"its shape is {tuple(scales.shape)} for blocks of {height} × {width} "
+            f"in {rows} × {columns}",
+        )
     if not bool(torch.isfinite(scales).all()):
         raise EditError(f"{stored.key} holds NaN or infinity")
-    return scales.reshape(blocks, *grid)
+    return scales.reshape(grid)

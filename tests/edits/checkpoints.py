@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from abl_hub.edits.edit import Edit, orthonormal
@@ -28,28 +29,33 @@ class Family:
     """End of the writer's name → name of the norm behind it, in the same layer."""
 
 
-_LLAMA = dict(
-    hidden_size=WIDTH,
-    intermediate_size=48,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    vocab_size=VOCABULARY,
-    max_position_embeddings=64,
-    bos_token_id=1,
-    eos_token_id=2,
-    pad_token_id=0,
-)
+_LLAMA = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
 _DENSE = (("embed_tokens.weight", 1), ("o_proj.weight", 0), ("mlp.down_proj.weight", 0))
 
 LLAMA = Family(model_type="llama", options=_LLAMA | {"tie_word_embeddings": False}, writers=_DENSE)
 TIED = Family(model_type="llama", options=_LLAMA | {"tie_word_embeddings": True}, writers=_DENSE)
 GPT2 = Family(
     model_type="gpt2",
-    options=dict(
-        n_embd=WIDTH, n_layer=3, n_head=4, vocab_size=VOCABULARY, n_positions=64, eos_token_id=2
-    ),
+    options={
+        "n_embd": WIDTH,
+        "n_layer": 3,
+        "n_head": 4,
+        "vocab_size": VOCABULARY,
+        "n_positions": 64,
+        "eos_token_id": 2,
+    },
     writers=(
         ("wte.weight", 1),
         ("wpe.weight", 1),
@@ -116,6 +122,17 @@ def save(
 ) -> Path:
     """Save as transformers does, in many shards."""
     model.to(dtype).save_pretrained(folder, max_shard_size=shard_size)
+    return folder
+
+
+def save_under(model: PreTrainedModel, folder: Path, rename: Callable[[str], str]) -> Path:
+    """Save in one file, under other keys than transformers would choose."""
+    tensors = {
+        rename(name): parameter.detach().clone() for name, parameter in model.named_parameters()
+    }
+    folder.mkdir(parents=True)
+    model.config.save_pretrained(folder)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 

@@ -27,10 +27,10 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from tiny_repos import MODEL_FILES, put, safetensors
 
 from abl_hub.errors import HubError
 from abl_hub.hub.local import Fault, LocalHub
+from tests.hub.tiny_repos import MODEL_FILES, put, safetensors
 
 
 def test_what_was_pushed_comes_back_at_its_commit(hub: LocalHub, api: HfApi, tmp_path: Path):

@@ -30,6 +30,9 @@ START_TIMEOUT_S = 10.0
 class LocalHub:
     """An embedded Hub: a context manager that serves `root` from a thread of its own.
 
+    It stores LFS objects and knows no Xet, so while it serves, `huggingface_hub` in this process
+    uploads and downloads without Xet.
+
     Attributes:
         endpoint: what to pass as `endpoint=`, once the context is entered.
         token: a token of `user` that may write.
@@ -60,7 +63,10 @@ class LocalHub:
         return token
 
     def __enter__(self) -> Self:
+        from huggingface_hub import constants
+
         with ExitStack() as stack:
+            stack.enter_context(_replaced(vars(constants), {"HF_HUB_DISABLE_XET": True}))
             stack.enter_context(self._serving())
             self._stack = stack.pop_all()
         return self
@@ -105,7 +111,6 @@ class LocalHub:
                 "ENDPOINT": self.endpoint,
                 "HUGGINGFACE_CO_URL_TEMPLATE": template,
                 "HF_HUB_CACHE": values["HF_HUB_CACHE"],
-                "HF_HUB_DISABLE_XET": True,
                 "HF_HUB_DISABLE_TELEMETRY": True,
             }
             stack.enter_context(_replaced(vars(constants), hub_constants))

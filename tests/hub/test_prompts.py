@@ -1,0 +1,143 @@
+"""Prompt sets from files and from the Hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from huggingface_hub import HfApi
+from pyarrow import parquet
+
+from abl_hub.errors import ContrastError, SourceError
+from abl_hub.hub.local import LocalHub
+from abl_hub.hub.prompts import PromptSet, load_prompts
+from tests.hub.tiny_repos import put
+
+PROMPTS = ["How tall is a giraffe?", "  What do owls eat? ", "How tall is a giraffe?"]
+CLEAN = ("How tall is a giraffe?", "What do owls eat?")
+
+
+def table_bytes(**columns: list[object]) -> bytes:
+    sink = pa.BufferOutputStream()
+    parquet.write_table(pa.table(columns), sink)
+    return bytes(sink.getvalue())
+
+
+def contents() -> dict[str, bytes]:
+    rows = [{"id": i, "prompt": prompt} for i, prompt in enumerate(PROMPTS)]
+    return {
+        "p.txt": "\n".join(PROMPTS).encode() + b"\n",
+        "p.jsonl": "\n".join(json.dumps(row) for row in rows).encode(),
+        "strings.jsonl": "\n".join(json.dumps(prompt) for prompt in PROMPTS).encode(),
+        "p.json": json.dumps(rows).encode(),
+        "columns.json": json.dumps({"prompt": PROMPTS}).encode(),
+        "p.csv": ("id,prompt\n" + "".join(f'{i},"{p}"\n' for i, p in enumerate(PROMPTS))).encode(),
+        "p.parquet": table_bytes(id=[0, 1, 2], prompt=list(PROMPTS)),
+    }
+
+
+@pytest.mark.parametrize("name", contents())
+def test_every_format_gives_the_same_prompts(tmp_path: Path, name: str):
+    (tmp_path / name).write_bytes(contents()[name])
+    loaded = load_prompts(str(tmp_path / name))
+    assert loaded.prompts == CLEAN
+    assert loaded.duplicates == 1
+    assert (loaded.name, loaded.revision, loaded.split) == (name, None, None)
+    assert loaded.categories is None
+    (tmp_path / "other.txt").write_text("\n".join(CLEAN))
+    assert loaded.digest == load_prompts(str(tmp_path / "other.txt")).digest
+
+
+def test_a_column_is_chosen_or_asked_for(tmp_path: Path):
+    file = tmp_path / "p.csv"
+    file.write_text("question,goal,category\nq1,g1,a\nq2,g1,b\nq1,g3,c\n")
+    assert load_prompts(str(file)).column == "goal"
+    loaded = load_prompts(f"{file}#question")
+    assert (loaded.prompts, loaded.categories) == (("q1", "q2"), ("a", "b"))
+    with pytest.raises(ContrastError, match=r"no column x.*question, goal, category"):
+        load_prompts(f"{file}#x")
+    file.write_text("a,b\n1,2\n")
+    with pytest.raises(ContrastError, match=r"which column.*a, b"):
+        load_prompts(str(file))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("p.txt", b"one\n\ntwo\n", "row 2 is empty"),
+        ("p.txt", b"", "has no prompts"),
+        ("p.jsonl", b'{"text": "a"}\n{"text": "  "}', "row 2 is empty"),
+        ("p.jsonl", b'{"text": "a"}\n{"other": "b"}', "row 2 is NoneType"),
+        ("p.json", b'{"text": [1]}', "row 1 is int"),
+        ("p.json", b"[", "cannot be read"),
+        ("p.txt", b"\xff\xfe\x00", "cannot be read"),
+        ("p.parquet", b"PAR1 not really", "cannot be read"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path: Path, name: str, content: bytes, told: str):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ContrastError, match=told):
+        load_prompts(str(tmp_path / name))
+
+
+def from_hub(hub: LocalHub, tmp_path: Path, spec: str) -> PromptSet:
+    return load_prompts(spec, token=hub.token, endpoint=hub.endpoint, cache_dir=tmp_path / "cache")
+
+
+def test_a_hub_data_set_is_pinned_to_its_commit(hub: LocalHub, api: HfApi, tmp_path: Path):
+    files = {
+        "data/train-00000-of-00001.parquet": table_bytes(text=list(PROMPTS)),
+        "data/test-00000-of-00001.parquet": table_bytes(text=["Why is the sky blue?"]),
+        "load.py": b"raise SystemExit('a script was run')",
+    }
+    commit = put(api, "demo/prompts", files, kind="dataset")
+    loaded = from_hub(hub, tmp_path, "demo/prompts")
+    assert (loaded.name, loaded.revision) == ("demo/prompts", commit)
+    assert (loaded.split, loaded.column) == ("train", "text")
+    assert (loaded.prompts, loaded.duplicates) == (CLEAN, 1)
+    put(api, "demo/prompts", {"data/train-00000-of-00001.parquet": table_bytes(text=["New?"])},
+        kind="dataset")  # fmt: skip
+    assert from_hub(hub, tmp_path, "demo/prompts").prompts == ("New?",)
+    pinned = from_hub(hub, tmp_path, f"demo/prompts@{commit}:test#text")
+    assert (pinned.prompts, pinned.revision) == (("Why is the sky blue?",), commit)
+    with pytest.raises(SourceError, match=r"no split dev.*train, test"):
+        from_hub(hub, tmp_path, "demo/prompts:dev")
+    with pytest.raises(ContrastError, match="no column prompt"):
+        from_hub(hub, tmp_path, "demo/prompts#prompt")
+
+
+def test_configurations(hub: LocalHub, api: HfApi, tmp_path: Path):
+    card = b"""---
+configs:
+- config_name: one
+  data_files: one.jsonl
+- config_name: two
+  data_files: two.jsonl
+---
+"""
+    files = {"README.md": card, "one.jsonl": b'{"text": "1"}', "two.jsonl": b'{"text": "2"}'}
+    put(api, "demo/prompts", files, kind="dataset")
+    assert from_hub(hub, tmp_path, "demo/prompts:two/train").prompts == ("2",)
+    with pytest.raises(SourceError, match=r"cannot be read.*[Cc]onfig"):
+        from_hub(hub, tmp_path, "demo/prompts")
+
+
+@pytest.mark.parametrize("spec", ["none.txt", "demo/none.csv", "/none/p.jsonl", "word", "a b/c"])
+def test_no_such_file(spec: str):
+    with pytest.raises(SourceError, match="no file"):
+        load_prompts(spec)
+
+
+def test_no_such_data_set(hub: LocalHub, api: HfApi, tmp_path: Path):
+    with pytest.raises(SourceError, match="dataset demo/none was not found"):
+        from_hub(hub, tmp_path, "demo/none")
+    put(api, "demo/prompts", {"a.txt": b"a"}, kind="dataset")
+    with pytest.raises(SourceError, match="no revision 'v2'"):
+        from_hub(hub, tmp_path, "demo/prompts@v2")
+
+
+def test_a_prompt_set_does_not_print_its_prompts(tmp_path: Path):
+    (tmp_path / "p.txt").write_text("do not print me")
+    assert "print me" not in repr(load_prompts(str(tmp_path / "p.txt")))

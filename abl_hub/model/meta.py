@@ -1,0 +1,72 @@
+"""A model without weights: built from its configuration on the `meta` device, to be traced.
+
+Knows how transformers must be asked so that the graph of a forward pass is made of plain
+operations; allocates nothing, so a 671 B configuration costs less than a second.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from abl_hub.errors import UnsupportedModelError
+
+# Fused kernels hide what they compute from the graph; these two are written out.
+_PLAIN = {"attn_implementation": "eager", "experts_implementation": "batched_mm"}
+
+
+def meta_model(
+    source: Path | PretrainedConfig, *, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """The model of a folder's config.json, or of a configuration, on the meta device.
+
+    Raises:
+        UnsupportedModelError: not a causal language model that transformers can build.
+    """
+    config = _config(source, trust_remote_code) if isinstance(source, Path) else source
+    reasons = []
+    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
+        try:
+            with torch.device("meta"):
+                model: Any = auto.from_config(  # type: ignore[no-untyped-call]config, trust_remote_code=trust_remote_code, **_PLAIN)
+        except (
+            ValueError,
+            KeyError,
+            AttributeError,
+            TypeError,
+            ImportError,
+            RuntimeError,
+        ) as error:
+            reasons.append((str(error).strip().splitlines() or [type(error).__name__])[0])
+        else:
+            built: PreTrainedModel = model.eval()
+            return built
+    raise UnsupportedModelError(
+        f"{config.model_type} is not a causal language model that transformers can build",
+        why=reasons[0],
+        next_step="Give a chat model",
+    )
+
+
+def _config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UnsupportedModelError(
+            f"The configuration in {folder} is not one that transformers knows",
+            why=first,
+            next_step="Upgrade transformers, or add --trust-remote-code if you trust its code",
+        ) from error
+    return config

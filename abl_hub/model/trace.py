@@ -1,0 +1,180 @@
+"""Tracing: every parameter that writes to the residual stream, found from the model's own graph.
+
+A few tokens are run through the model and the autograd graph is walked backwards from every state
+of the residual stream. No weight is needed and no module name is known: what a parameter is called
+does not say what it does, and what the graph says holds for every architecture.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from abl_hub.errors import UnsupportedModelError
+from abl_hub.model.graph import RULES, Carry, Strides, Visit
+from abl_hub.model.layers import decoder_layers, stream_states
+from abl_hub.model.writers import Between, Trace, Writer
+
+_TOKENS = 5
+
+
+def trace_writers(model: Any) -> Trace:
+    """Find all writers of `model`, loaded or on the meta device.
+
+    Raises:
+        UnsupportedModelError: the stream cannot be followed exactly; the reason says where.
+    """
+    name, layers = decoder_layers(model)
+    names = {id(weight): key for key, weight in model.named_parameters()}
+    states, strides, width = _run(model)
+    found = _walk(states, names, strides)
+    if not found:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no parameter that writes to its residual stream"
+        )
+    head = model.get_output_embeddings()
+    tied = None if head is None else getattr(head, "weight", None)
+    prefix = f"{name}."
+    text = model.config.get_text_config()
+    writers = tuple(
+        Writer(
+            parameter=key,
+            axis=axis,
+            shape=tuple(weight.shape),
+            between=between,
+            layer=int(key[len(prefix) :].partition(".")[0]) if key.startswith(prefix) else None,
+            tied_to_head=weight is tied,
+        )
+        for key, weight in model.named_parameters()
+        if key in found
+        for axis, between in [found[key]]
+    )
+    return Trace(
+        model_type=model.config.model_type,
+        architecture=type(model).__name__,
+        layers=name,
+        layer_count=len(layers),
+        width=width,
+        writers=writers,
+        language_path_of=type(model).__name__ if text is not model.config else None,
+    )
+
+
+def _run(model: Any) -> tuple[list[torch.Tensor], Strides, int]:
+    """Run a few tokens with a graph; the stream's states, and the geometry of in-place writes."""
+    weight = model.get_input_embeddings().weight
+    tokens = torch.full((1, _TOKENS), 3, device=weight.device)
+    accepted = inspect.signature(model.forward).parameters
+    options: dict[str, Any] = {"use_cache": False}
+    if "attention_mask" in accepted:
+        options["attention_mask"] = torch.ones_like(tokens)
+    frozen = [p for p in model.parameters() if p.is_floating_point() and not p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        with (
+            torch.enable_grad(),
+            stream_states(model, decoder_layers(model)[1]) as states,
+            _Watching() as watching,
+        ):
+            model(input_ids=tokens, **options)
+    except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot be run on the {weight.device.type} device to be traced",
+            why=first,
+        ) from error
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+    if not states or states[-1].grad_fn is None:
+        raise UnsupportedModelError(f"{type(model).__name__} leaves no graph to trace")
+    return states, watching.strides, int(states[0].shape[-1])
+
+
+def _walk(
+    states: Sequence[torch.Tensor], names: dict[int, str], strides: Strides
+) -> dict[str, tuple[int, tuple[Between, ...]]]:
+    """Parameter → (axis, what lies between), for all that the states depend on linearly."""
+    found: dict[str, tuple[int, tuple[Between, ...]]] = {}
+    seen: set[tuple[Any, int, Carry]] = set()
+    stack: list[tuple[Any, int, Carry]] = [
+        (state.grad_fn, state.output_nr, Carry(axis=-1)) for state in states
+    ]
+    while stack:
+        node, output, carry = stack.pop()
+        if node is None or (node, output, carry) in seen:
+            continue
+        seen.add((node, output, carry))
+        if hasattr(node, "variable"):
+            _note(found, names.get(id(node.variable)), node.variable, carry)
+            continue
+        visit = Visit(node=node, output=output, carry=carry, names=names, strides=strides)
+        rule = RULES.get(visit.operation)
+        if rule is None:
+            raise visit.refuse("an operation without a rule lies on the way to the stream")
+        stack += _next(visit, rule(visit))
+    return found
+
+
+def _next(visit: Visit, steps: Iterable[tuple[int, Carry]]) -> list[tuple[Any, int, Carry]]:
+    inputs = visit.inputs
+    return [(*inputs[index], carry) for index, carry in steps if index < len(inputs)]
+
+
+def _note(
+    found: dict[str, tuple[int, tuple[Between, ...]]], name: str | None, weight: Any, carry: Carry
+) -> None:
+    if name is None:
+        return  # a leaf that is no parameter: a constant
+    place = (carry.axis % weight.dim(), carry.between)
+    if found.setdefault(name, place) != place:
+        raise UnsupportedModelError(
+            "The residual stream cannot be traced",
+            why=f"{name} writes to it under two directions",
+            next_step="This architecture cannot be edited exactly",
+        )
+
+
+class _Watching(TorchFunctionMode):
+    """Answers questions about values on the meta device, and remembers in-place writes into views.
+
+    The questions are of the kind "is the mask all ones?", whose answer here is yes. Of an in-place
+    write autograd keeps the operands but not where in the base they went.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strides: dict[Any, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        tensor = args[0] if args and isinstance(args[0], torch.Tensor) else None
+        if (
+            tensor is not None
+            and tensor.is_meta
+            and function
+            in (
+                torch.Tensor.__bool__,
+                torch.Tensor.item,
+            )
+        ):
+            return True
+        geometry = None
+        if (
+            tensor is not None
+            and getattr(function, "__name__", "").endswith("_")
+            and tensor._base is not None
+        ):
+            geometry = (tensor._base.stride(), tensor.stride())
+        result = function(*args, **(kwargs or {}))
+        if tensor is not None and geometry is not None and tensor._base is not None:
+            written = tensor._base.grad_fn
+            if written is not None and written.name().endswith("CopySlices"):
+                self.strides[written] = geometry
+        return result

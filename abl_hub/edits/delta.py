@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -155,15 +155,16 @@ def check_delta(folder: Path, model: PreTrainedModel) -> None:
 
 def _choose(edit: Edit, model: PreTrainedModel, profile: str) -> Layout:
     changed = [w for w, s in zip(edit.writers, edit.strengths, strict=True) if s != 0.0]
-    if profile == "complete" and changed:
-        return complete(model, changed, edit.rank)
     if not changed:
-        # Nothing is edited: zeros on every layer that could be.
-        return portable(model, edit.writers, edit.rank)
-    layout = portable(model, changed, edit.rank)
-    if profile == "auto" and layout.left_out:
-        return complete(model, changed, edit.rank)
-    return layout
+        # Zeros wherever an edit could be: an adapter must change something to be one.
+        layout = portable(model, edit.writers, edit.rank)
+        layout = layout if layout.low_rank else complete(model, edit.writers, edit.rank)
+        return replace(layout, covered=(), left_out=(), notes=())
+    if profile != "complete":
+        layout = portable(model, changed, edit.rank)
+        if profile == "portable" or not layout.left_out:
+            return layout
+    return complete(model, changed, edit.rank)
 
 
 def _tensors(

@@ -16,13 +16,18 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from peft.tuners.lora import Embedding as LoraEmbedding
 from peft.tuners.lora import LoraLayer, ParamWrapper
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
@@ -181,11 +186,14 @@ def complete(model: PreTrainedModel, writers: Sequence[Writer], rank: int) -> La
 def skeleton(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of `model` on the meta device, ties kept; costs no weights, changes nothing."""
     memo: dict[int, Any] = {}
+    for module in model.modules():
+        # Buffers, and what a forward pass has left in a module's attributes.
+        for tensor in (*module._buffers.values(), *vars(module).values()):
+            if isinstance(tensor, torch.Tensor):
+                memo[id(tensor)] = torch.empty_like(tensor, device="meta")
     for parameter in model.parameters():
         empty = torch.empty_like(parameter, device="meta")
         memo[id(parameter)] = nn.Parameter(empty, requires_grad=False)
-    for buffer in model.buffers():
-        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
     return copy.deepcopy(model, memo)
 
 
@@ -297,16 +305,15 @@ def _redirected(model: PreTrainedModel, names: Iterable[str]) -> set[str]:
 def _refused(model: PreTrainedModel, plan: dict[str, _Mechanism | LeftOut]) -> dict[str, LeftOut]:
     """The writers that PEFT refuses to put its layers on (as it does in Mamba's mixers).
 
-    Asked once for each kind of place, by name and class of the module.
+    Asked once for each kind of place: names that differ by the layer's number are of one kind.
     """
     modules = dict(model.named_modules())
-    kinds: dict[tuple[str, type, str], list[str]] = {}
+    kinds: dict[tuple[str, str], list[str]] = {}
     for parameter, way in plan.items():
         if way in ("module", "parameter"):
-            name = owner(parameter)
-            kinds.setdefault((_leaf(name), type(modules[name]), way), []).append(parameter)
+            kinds.setdefault((re.sub(r"\d+", "#", parameter), way), []).append(parameter)
     refused = {}
-    for (_, _, way), parameters in kinds.items():
+    for (_, way), parameters in kinds.items():
         first = parameters[0]
         targets: dict[str, Any] = (
             {"target_modules": re.escape(owner(first))}
@@ -315,12 +322,23 @@ def _refused(model: PreTrainedModel, plan: dict[str, _Mechanism | LeftOut]) -> d
         )
         if isinstance(modules[owner(first)], Conv1D):
             targets["fan_in_fan_out"] = True
-        try:
-            _injected(model, _config(1) | targets)
-        except ValueError as error:
-            reason = " ".join(str(error).split())
+        reason = _refusal(model, _config(1) | targets)
+        if reason is not None:
             refused |= {p: LeftOut(parameter=p, reason=reason) for p in parameters}
     return refused
+
+
+def _refusal(model: PreTrainedModel, config: dict[str, Any]) -> str | None:
+    """Why PEFT cannot hold, or would not read back, a LoRA of `config`; None where it can."""
+    try:
+        made = wrapped(model, config)
+    except ValueError as error:
+        return " ".join(str(error).split())
+    saved = get_peft_model_state_dict(made, save_embedding_layers=False)
+    loaded = set_peft_model_state_dict(made, saved, low_cpu_mem_usage=True)
+    if loaded.unexpected_keys:
+        return "PEFT renames what it saves of this module, and drops it when it loads"
+    return None
 
 
 def _has_linear_bias(module: nn.Module) -> bool:
@@ -342,16 +360,16 @@ def _targets(
         fields["target_modules"] = rf".+\.({'|'.join(map(re.escape, names))})"
     if parameters:
         every = [name for name, _ in model.named_parameters()]
-        fields["target_parameters"] = _brief(set(parameters), every)
+        fields["target_parameters"] = _brief(set(parameters), every, least=2)
     return fields
 
 
-def _brief(wanted: set[str], every: Sequence[str]) -> list[str]:
-    """The shortest suffixes of two names at most that match `wanted` alone, or full names."""
+def _brief(wanted: set[str], every: Sequence[str], *, least: int = 1) -> list[str]:
+    """Suffixes of `least` or two names that match `wanted` alone, or full names."""
     brief = set()
     for name in wanted:
         parts = name.split(".")
-        for count in (1, 2, len(parts)):
+        for count in (least, 2, len(parts)):
             suffix = ".".join(parts[-count:])
             if all(n in wanted for n in every if n == suffix or n.endswith(f".{suffix}")):
                 brief.add(suffix)
@@ -361,14 +379,15 @@ def _brief(wanted: set[str], every: Sequence[str]) -> list[str]:
     return sorted(brief)
 
 
-def _injected(model: PreTrainedModel, config: dict[str, Any]) -> nn.Module:
-    """A skeleton of `model` with PEFT's layers in it, as `config` asks for them."""
+def wrapped(model: PreTrainedModel, config: Mapping[str, Any]) -> PeftModel:
+    """A skeleton of `model` with PEFT's layers in it, as `config` asks for them.
+
+    Raises:
+        ValueError: PEFT refuses.
+    """
     fields = {key: value for key, value in config.items() if key != "peft_type"}
     with quiet_about_ties():
-        injected: nn.Module = inject_adapter_in_model(
-            LoraConfig(**fields), skeleton(model), low_cpu_mem_usage=True
-        )
-    return injected
+        return PeftModel(skeleton(model), LoraConfig(**fields), low_cpu_mem_usage=True)
 
 
 @contextmanager
@@ -383,11 +402,10 @@ def _low_rank(model: PreTrainedModel, config: dict[str, Any]) -> tuple[LowRank, 
     """Every LoRA that PEFT makes of `config`."""
     found = []
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
-    for name, module in _injected(model, config).named_modules():
+    for key, module in wrapped(model, config).named_modules():
         if not isinstance(module, LoraLayer):
             continue
-        key = f"{PREFIX}{name}"
-        base = name.replace(".base_layer", "")
+        base = key.removeprefix(PREFIX).replace(".base_layer", "")
         if isinstance(module, ParamWrapper):
             parameter = f"{base}.{module.parameter_name}"
             shape = shapes[parameter]

@@ -57,7 +57,7 @@ def convert(
     abl-hub convert ./model --positive refused.jsonl --negative answered.jsonl -o out
     """
     from abl_hub.cli.show import show_plan, show_record
-    from abl_hub.convert import convert as run
+    from abl_hub.convert.flow import convert as run
     from abl_hub.convert.plan import plan
     from abl_hub.convert.push import push
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
 from abl_hub.cli.output import Output
-from abl_hub.convert.plan import Plan
 from abl_hub.evaluation.evaluate import Arm, Evaluation
 from abl_hub.evaluation.intervals import Estimate
 from abl_hub.hub.publish import Published
 from abl_hub.report.record import Record
+
+if TYPE_CHECKING:
+    from abl_hub.convert.plan import Plan
 
 
 def show_plan(output: Output, plan: Plan) -> None:
@@ -69,9 +71,8 @@ def show_published(output: Output, published: Sequence[Published]) -> None:
 def _direction_lines(output: Output, record: Record) -> None:
     direction = record.direction
     output.line(
-        f"Direction: {direction.method} difference in means for {direction.behaviour}, layer "
-        f"{direction.layer} of {direction.layer_count}, position {direction.position}, norm "
-        f"{direction.norm:.3g}"
+        f"Direction for {direction.behaviour}: {direction.method}, layer {direction.layer} of "
+        f"{direction.layer_count}, position {direction.position}, norm {direction.norm:.3g}"
     )
     if not record.selection.passed:
         output.note("No candidate met the paper's thresholds; the least harmful one was taken.")

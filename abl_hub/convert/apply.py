@@ -14,7 +14,7 @@ from abl_hub.convert.extract import DIRECTION
 from abl_hub.convert.inputs import recorded_prompts, recorded_source
 from abl_hub.convert.runtime import Runtime, dtype_named
 from abl_hub.directions.direction import Direction
-from abl_hub.edits.checkpoint import Merged, write_merged
+from abl_hub.edits.checkpoint import Merged, WrittenFile, write_merged
 from abl_hub.edits.delta import write_delta
 from abl_hub.edits.edit import Edit, Gains, remove
 from abl_hub.edits.hooks import applied
@@ -213,8 +213,7 @@ def _exactness(writers: Sequence[Writer], merged: Merged) -> str:
     return "exact"
 
 
-def _files(files: Sequence[object]) -> tuple[FileRecord, ...]:
+def _files(files: Sequence[WrittenFile]) -> tuple[FileRecord, ...]:
     return tuple(
-        FileRecord(path=file.path, sha256=file.sha256, size_bytes=file.size)  # type: ignore[attr-defined]
-        for file in files
+        FileRecord(path=file.path, sha256=file.sha256, size_bytes=file.size_bytes) for file in files
     )

@@ -47,7 +47,9 @@ class Direction:
         length = float(vector.norm())
         if length == 0.0:
             raise ValueError("a direction cannot be zero")
-        object.__setattr__(self, "vector", vector / length)
+        # What is unit already stays as it is, so that a digest survives the disk.
+        unit = vector if abs(length - 1.0) < 1e-12 else vector / length
+        object.__setattr__(self, "vector", unit)
 
     @property
     def width(self) -> int:

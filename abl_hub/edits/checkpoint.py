@@ -27,6 +27,7 @@ from abl_hub.edits.rewrite import rewrite
 from abl_hub.edits.safetensors_file import header_bytes
 from abl_hub.edits.shards import CONFIG, INDEX, SINGLE, Shards, open_shards, read_json, real_file
 from abl_hub.edits.staging import Stage, check_space, clone, copy_range, staging
+from abl_hub.model.gains import gain_from_tensors
 from abl_hub.model.writers import Gain
 from abl_hub.progress import SILENT, Advance, Progress
 
@@ -123,7 +124,7 @@ def edit_factors(
 ) -> dict[str, Factors]:
     """Parameter → factors, for every writer whose strength is not 0; gains from the checkpoint."""
     names = {step.parameter for w in edit.writers for step in w.between if isinstance(step, Gain)}
-    gains = {name: tensors.read_parameter(name).double() for name in names}
+    gains = {name: gain_from_tensors(model, name, tensors.read_parameter) for name in names}
     return {
         writer.parameter: factors(edit, writer, strength, gains)
         for writer, strength in zip(edit.writers, edit.strengths, strict=True)

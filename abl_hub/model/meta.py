@@ -37,7 +37,8 @@ def meta_model(
     for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
         try:
             with torch.device("meta"):
-                model: Any = auto.from_config(  # type: ignore[no-untyped-call]config, trust_remote_code=trust_remote_code, **_PLAIN)
+                build: Any = auto.from_config
+                model = build(config, trust_remote_code=trust_remote_code, **_PLAIN)
         except (
             ValueError,
             KeyError,

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass as checked
 
 from abl_hub.directions.selection import Candidate
 from abl_hub.errors import SourceError
@@ -155,6 +155,8 @@ class AgreementRecord:
 class Record:
     """One run. Sections are None until their stage has run."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     schema: int
     command: str
     versions: Mapping[str, str]
@@ -171,14 +173,14 @@ class Record:
     evaluation: Evaluation | None = None
 
 
-_CHECKED: TypeAdapter[Record] = TypeAdapter(checked(Record, config=ConfigDict(extra="forbid")))
+_CHECKED: TypeAdapter[Record] = TypeAdapter(Record)
 
 
 def save_record(record: Record, folder: Path) -> Path:
     """Write `folder/record.json`, replacing the old one in one step."""
     path = folder / RECORD
     partial = folder / f".{RECORD}.partial"
-    partial.write_bytes(TypeAdapter(Record).dump_json(record, indent=2) + b"\n")
+    partial.write_bytes(_CHECKED.dump_json(record, indent=2) + b"\n")
     partial.replace(path)
     return path
 

@@ -61,13 +61,19 @@ def translated(
         failure = at.explain(error, missing)
         if failure is None:
             raise
-        for linked in _chain(error):
-            linked.args = tuple(without_tokens(a) if isinstance(a, str) else a for a in linked.args)
+        token = _token_sent(error)
+        for linked in _chain(error):  # a traceback shows them too
+            linked.args = tuple(
+                without_tokens(text, token) if isinstance(text, str) else text
+                for text in linked.args
+            )
         raise failure from error
 
 
-def without_tokens(text: str) -> str:
-    """`text` with everything that looks like a Hub token taken out."""
+def without_tokens(text: str, token: str = "") -> str:
+    """`text` without `token`, and without anything else that looks like a Hub token."""
+    if token:
+        text = text.replace(token, "hf_***")
     return _TOKEN.sub("hf_***", text)
 
 
@@ -135,7 +141,7 @@ class _At:
     def _answer(self, error: HfHubHTTPError, missing: type[AblHubError]) -> AblHubError:
         status = error.response.status_code
         said = _said(error)
-        signed_in = "authorization" in error.request.headers
+        signed_in = "authorization" in error.response.request.headers
         if isinstance(error, GatedRepoError):
             return missing(
                 f"{self.name} is gated",
@@ -195,7 +201,16 @@ class _At:
 
 def _said(error: HfHubHTTPError) -> str:
     """What the Hub said, on one line and without tokens."""
-    return without_tokens(" ".join((error.server_message or "").split()))[:300]
+    said = " ".join((error.server_message or "").split())
+    return without_tokens(said, _token_sent(error))[:300]
+
+
+def _token_sent(error: BaseException) -> str:
+    failure = root_failure(error)
+    if not isinstance(failure, HfHubHTTPError):
+        return ""
+    sent: str = failure.response.request.headers.get("authorization", "")
+    return sent.removeprefix("Bearer ")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

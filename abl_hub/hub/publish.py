@@ -21,7 +21,7 @@ from huggingface_hub import (
     HfApi,
     get_token,
 )
-from huggingface_hub.errors import BadRequestError, RepositoryNotFoundError
+from huggingface_hub.errors import BadRequestError, HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils._http import get_session, hf_raise_for_status
 
@@ -319,12 +319,17 @@ class _Push:
                 next_step="Publish without --create-pr to make it",
             )
         sdk = (space_sdk or "gradio") if self.kind == "space" else None
-        self.backoff.run(
-            lambda: self.api.create_repo(
-                self.repo, repo_type=self.kind, private=True, space_sdk=sdk, exist_ok=True
-            )
-        )
-        return True
+
+        def create() -> bool:
+            try:
+                self.api.create_repo(self.repo, repo_type=self.kind, private=True, space_sdk=sdk)
+            except HfHubHTTPError as error:
+                # An earlier try may have made it though its answer was lost.
+                if error.response.status_code != 409 or not self.existing_is_private(private=True):
+                    raise
+            return True
+
+        return self.backoff.run(create)
 
     def commit(self, message: str, *, create_pr: bool) -> tuple[str, bool, str]:
         """Commit what differs: (commit, whether one was made, address).

@@ -226,6 +226,8 @@ class _Remote:
             commit = self.api.model_info(repo, revision=revision).sha
             if commit is None:
                 raise SourceError(f"The Hub gave no commit for {repo}")
+            # Lets the client note in its cache what the revision meant, for runs without a network.
+            self.api.resolve_revision(repo, revision=revision, cache_dir=cache_dir)
             listed = self.api.list_repo_tree(repo, recursive=True, revision=commit)
             self.files = {
                 file.path: SourceFile(

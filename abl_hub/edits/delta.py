@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -29,6 +28,7 @@ from abl_hub.edits.delta_layout import (
     quiet_about_ties,
     skeleton,
 )
+from abl_hub.edits.delta_products import Product, Read, products_in_memory
 from abl_hub.edits.edit import Edit, Factors, Gains, factors
 from abl_hub.edits.staging import check_free, staging
 from abl_hub.errors import EditError
@@ -37,11 +37,6 @@ from abl_hub.progress import SILENT, Progress
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-_BLOCK = 1 << 20
-"""Elements of a weight that are widened at once."""
-
-Read = Callable[[str], torch.Tensor]
-"""Parameter name in the module tree → its tensor, in the module's layout, any float dtype."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +73,7 @@ def write_delta(
     revision: str | None = None,
     profile: Literal["auto", "portable", "complete"] = "auto",
     invert: bool = False,
+    product: Product | None = None,
     progress: Progress = SILENT,
 ) -> Delta:
     """Write `edit` as a PEFT adapter of rank k and scale 1, in float32, into the folder `out`.
@@ -86,6 +82,8 @@ def write_delta(
         out: must not exist, or be empty; it appears whole or not at all.
         model: gives the module types; the meta device is enough.
         read: reads the *unedited* parameters, also with `invert`.
+        product: gives their products where they are not to be read whole
+            (`products_of_checkpoint`); `read` is then used for biases and norms alone.
         gains: effective gains of the norms between writers and stream.
         base: what the adapter is to be put on: a Hub id or a local path.
         revision: commit of `base`.
@@ -102,7 +100,8 @@ def write_delta(
     if not layout.low_rank:
         reasons = sorted({left.reason for left in layout.left_out})
         raise EditError("No adapter can hold this edit", why="; ".join(reasons))
-    tensors = _tensors(edit, layout, read, gains, 1.0 if invert else -1.0, progress)
+    product = products_in_memory(read) if product is None else product
+    tensors = _tensors(edit, layout, read, product, gains, 1.0 if invert else -1.0, progress)
     config = layout.config | {"base_model_name_or_path": base}
     if revision is not None:
         config["revision"] = revision
@@ -168,7 +167,13 @@ def _choose(edit: Edit, model: PreTrainedModel, profile: str) -> Layout:
 
 
 def _tensors(
-    edit: Edit, layout: Layout, read: Read, gains: Gains, sign: float, progress: Progress
+    edit: Edit,
+    layout: Layout,
+    read: Read,
+    product: Product,
+    gains: Gains,
+    sign: float,
+    progress: Progress,
 ) -> dict[str, torch.Tensor]:
     """Everything that the adapter file holds, in float32.
 
@@ -185,7 +190,7 @@ def _tensors(
         for place in layout.low_rank:
             if place.parameter in changes:
                 writer, change = changes[place.parameter]
-                a, b = _factors_of(place, writer, change, read(place.parameter), sign)
+                a, b = _factors_of(place, writer, change, product, sign)
             else:
                 a, b = _zeros(place, edit.rank)
             tensors[place.a], tensors[place.b] = a, b
@@ -210,39 +215,25 @@ def _taken(change: Factors, vector: torch.Tensor) -> torch.Tensor:
 
 
 def _factors_of(
-    place: LowRank, writer: Writer, change: Factors, weight: torch.Tensor, sign: float
+    place: LowRank, writer: Writer, change: Factors, product: Product, sign: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A and B of one writer, in PEFT's order.
 
     W ← W + sign · remove ⊗ (read · W): the stream's side of the product is `remove`, the other
     side what is read off the weight. Which of them is A depends on the side that the stream is on.
     """
-    matrices = [weight] if place.experts is None else list(weight)
-    axis = writer.axis if place.experts is None else writer.axis - 1
-    held = [_contract(change.read, matrix, axis) for matrix in matrices]
+    held = product(writer, change.read)
     signed = sign * change.remove
     stream_out = writer.axis == place.out_axis
     if place.experts is None:
-        return (held[0], signed.T) if stream_out else (signed, held[0].T)
+        return (held, signed.T) if stream_out else (signed, held.T)
+    # A: (experts, k, in) flattened to rows. B: (out, k, experts) flattened to columns.
     if stream_out:
-        # (out, r, experts): rank-major, the expert runs fastest.
-        b = signed.T[:, :, None].expand(-1, -1, place.experts)
-        return torch.cat(held), b.flatten(1)
-    return signed.repeat(place.experts, 1), torch.stack(held, dim=-1).transpose(0, 1).flatten(1)
-
-
-def _contract(read: torch.Tensor, weight: torch.Tensor, axis: int) -> torch.Tensor:
-    """read (k, n) · weight along `axis`: (k, other), float64; the weight is widened by blocks."""
-    rows, columns = weight.shape
-    step = max(1, _BLOCK // columns)
-    result = torch.zeros(len(read), columns if axis == 0 else rows, dtype=torch.float64)
-    for start in range(0, rows, step):
-        block = weight[start : start + step].to(torch.float64)
-        if axis == 0:
-            result += read[:, start : start + step] @ block
-        else:
-            result[:, start : start + step] = read @ block.T
-    return result
+        return (
+            held.transpose(0, 1).flatten(0, 1),
+            signed.T[:, :, None].expand(-1, -1, place.experts).flatten(1),
+        )
+    return signed.repeat(place.experts, 1), held.permute(2, 0, 1).flatten(1)
 
 
 def _zeros(place: LowRank, rank: int) -> tuple[torch.Tensor, torch.Tensor]:

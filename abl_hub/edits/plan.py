@@ -159,7 +159,7 @@ def _bytes(matrix: Matrix) -> int:
 
 def _memory(places: Sequence[Place]) -> int:
     """Imports, a chunk in its stored form and in up to four float64 forms, columns read off."""
-    chunks = 5 * CHUNK_NUMBERS * torch.float64.itemsize
+    chunks = 8 * CHUNK_NUMBERS * torch.float64.itemsize
     columns = max((math.prod(p.matrix.shape[p.axis + 1 :]) for p in places), default=0)
     scales = max((p.matrix.scales.size_bytes for p in places if p.matrix.scales), default=0)
     return _IMPORTS_BYTES + chunks + 4 * columns * torch.float64.itemsize + 4 * scales

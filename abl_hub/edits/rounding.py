@@ -16,7 +16,7 @@ from functools import cached_property
 
 import torch
 
-CANCELLED_ENTRIES = 1024
+CANCELLED_ENTRIES = 512
 """Entries of a stream vector that may move. They lose weight in falling order: after some hundred
 what is left is far below one step of the remaining ones."""
 
@@ -85,7 +85,8 @@ class Format:
         else:
             bits = torch.int16 if self.dtype.itemsize == 2 else torch.uint8
             positive = torch.arange(self.largest + 1).to(bits).view(self.dtype).float()
-        return torch.cat((-positive.flip(0)[:-1], positive))
+        grid: torch.Tensor = torch.cat((-positive.flip(0)[:-1], positive))
+        return grid
 
 
 BF16 = Format(dtype=torch.bfloat16, sign=0x8000, largest=0x7F7F)

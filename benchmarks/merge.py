@@ -1,0 +1,243 @@
+"""What an edited checkpoint costs: cp, our merge and load–edit–save, side by side.
+
+    python benchmarks/merge.py [--gigabytes 3.3] [--folder DIR] [--doubled]
+
+Makes a llama-like checkpoint of bfloat16 shards in a temporary folder on a real disk, runs every
+way in a process of its own (so that its peak memory is its own), and removes everything. Each way
+runs `--runs` times, in turn; the table shows the median, warm page cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+SHARDS = 4
+WIDTH, INNER, VOCABULARY = 2048, 8192, 32000
+_LAYER_PARAMETERS = 4 * WIDTH * WIDTH + 3 * WIDTH * INNER
+_TARGET_RATIO, _TARGET_MEGABYTES = 1.3, 700
+
+
+def layer_count(gigabytes: float) -> int:
+    return max(1, round((gigabytes * 1e9 / 2 - 2 * VOCABULARY * WIDTH) / _LAYER_PARAMETERS))
+
+
+def make(folder: Path, gigabytes: float) -> None:
+    """A checkpoint with the layout of an untied llama."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    layers = layer_count(gigabytes)
+    config = LlamaConfig(
+        hidden_size=WIDTH,
+        intermediate_size=INNER,
+        num_hidden_layers=layers,
+        num_attention_heads=16,
+        num_key_value_heads=16,
+        vocab_size=VOCABULARY,
+        tie_word_embeddings=False,
+        dtype="bfloat16",
+    )
+    folder.mkdir()
+    config.save_pretrained(folder)
+    with torch.device("meta"):
+        shapes = {
+            k: v.shape for k, v in AutoModelForCausalLM.from_config(config).state_dict().items()
+        }
+    generator = torch.Generator().manual_seed(0)
+    keys = list(shapes)
+    weight_map, total = {}, 0
+    for shard in range(SHARDS):
+        name = f"model-{shard + 1:05d}-of-{SHARDS:05d}.safetensors"
+        part = keys[shard * len(keys) // SHARDS : (shard + 1) * len(keys) // SHARDS]
+        tensors = {
+            key: torch.randn(shapes[key], generator=generator).mul_(0.02).bfloat16() for key in part
+        }
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, name)
+        total += sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def copy(source: Path, out: Path) -> None:
+    subprocess.run(["cp", "-r", str(source), str(out)], check=True)
+
+
+def merge(source: Path, out: Path) -> None:
+    from abl_hub.edits.checkpoint import write_merged
+
+    model, edit = _edit(source)
+    write_merged(edit, source, out, model=model)
+
+
+def merge_cancelling(source: Path, out: Path) -> None:
+    from abl_hub.edits.checkpoint import write_merged
+
+    model, edit = _edit(source)
+    write_merged(edit, source, out, model=model, rounding="cancelling")
+
+
+def load_edit_save(source: Path, out: Path) -> None:
+    """What most tools do."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    _, edit = _edit(source)
+    direction = edit.directions[0].float()
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for writer in edit.writers:
+            weight = parameters[writer.parameter]
+            exact = weight.float().movedim(writer.axis, 0)
+            exact -= torch.outer(direction, direction @ exact)
+            weight.copy_(exact.movedim(0, writer.axis))
+    model.save_pretrained(out)
+
+
+def _edit(source: Path):  # type: ignore[no-untyped-def]
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from abl_hub.edits.edit import remove
+    from abl_hub.model.writers import Writer
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
+    ends = {"embed_tokens.weight": 1, "o_proj.weight": 0, "down_proj.weight": 0}
+    writers = tuple(
+        Writer(parameter=name, axis=axis, shape=tuple(parameter.shape))
+        for name, parameter in model.named_parameters()
+        for end, axis in ends.items()
+        if name.endswith(end)
+    )
+    direction = torch.randn(1, WIDTH, generator=torch.Generator().manual_seed(1))
+    return model, remove(direction, writers)
+
+
+WAYS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
+    "copy": ("cp -r", copy),
+    "merge": ("abl-hub merge", merge),
+    "merge_cancelling": ("abl-hub merge, direction-cancelling rounding", merge_cancelling),
+    "load_edit_save": ("from_pretrained + edit + save_pretrained", load_edit_save),
+}
+
+
+def run_way(way: str, source: Path, out: Path) -> dict[str, float]:
+    """In this process: seconds of the way, without imports, and the process's peak memory."""
+    if way != "copy":
+        import torch
+
+        import abl_hub.edits.checkpoint  # noqa: F401
+
+        _edit(source)
+        torch.randn(2, 2).mm(torch.randn(2, 2))
+    began = time.perf_counter()
+    WAYS[way][1](source, out)
+    seconds = time.perf_counter() - began
+    # ru_maxrss of a process counts what its parent held when it forked; VmHWM is its own.
+    status = Path("/proc/self/status").read_text().split()
+    peak = int(status[status.index("VmHWM:") + 1]) * 1024 / 1e6
+    if way == "copy":
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6
+    return {"seconds": seconds, "megabytes": peak}
+
+
+def measure(source: Path, folder: Path, runs: int) -> dict[str, tuple[float, float]]:
+    """way → (median seconds, largest peak MB). The ways take turns, to share any drift."""
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    for _ in range(runs):
+        for way in WAYS:
+            out = folder / "out"
+            done = subprocess.run(
+                [
+                    sys.executable,
+                    __file__,
+                    "--way",
+                    way,
+                    "--source",
+                    str(source),
+                    "--out",
+                    str(out),
+                ],
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+            found[way].append(json.loads(done.stdout.splitlines()[-1]))
+            shutil.rmtree(out)
+            os.sync()
+    return {
+        way: (
+            statistics.median(run["seconds"] for run in results),
+            max(run["megabytes"] for run in results),
+        )
+        for way, results in found.items()
+    }
+
+
+def bench(folder: Path, gigabytes: float, runs: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < 2.5 * gigabytes * 1e9:
+        sys.exit(f"{2.5 * gigabytes:.0f} GB are needed in {folder}, {free / 1e9:.0f} GB are free")
+    with tempfile.TemporaryDirectory(dir=folder, prefix="abl-hub-benchmark-") as name:
+        source = Path(name) / "source"
+        subprocess.run(
+            [sys.executable, __file__, "--make", str(source), "--gigabytes", str(gigabytes)],
+            check=True,
+        )
+        size = sum(file.stat().st_size for file in source.glob("*.safetensors"))
+        os.sync()
+        results = measure(source, Path(name), runs)
+    print(
+        f"\n{size / 1e9:.2f} GB, {size // 2 / 1e9:.2f} B parameters in bfloat16, {SHARDS} shards, "
+        f"{layer_count(gigabytes)} layers, {os.cpu_count()} CPU cores, median of {runs}\n"
+    )
+    print("| way | seconds | ratio to cp | peak memory |")
+    print("|---|---:|---:|---:|")
+    base = results["copy"][0]
+    for way, (seconds, megabytes) in results.items():
+        print(f"| {WAYS[way][0]} | {seconds:.2f} | {seconds / base:.2f} | {megabytes:.0f} MB |")
+    seconds, megabytes = results["merge"]
+    reached = seconds / base <= _TARGET_RATIO and megabytes <= _TARGET_MEGABYTES
+    print(
+        f"\nReach: merge ≤ {_TARGET_RATIO} × cp and ≤ {_TARGET_MEGABYTES} MB: "
+        + ("reached" if reached else "NOT reached")
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--gigabytes", type=float, default=3.3)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--doubled", action="store_true", help="also twice the size")
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--source", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.make:
+        make(options.make, options.gigabytes)
+        return
+    if options.way:
+        print(json.dumps(run_way(options.way, options.source, options.out)))
+        return
+    for factor in (1, 2) if options.doubled else (1,):
+        bench(options.folder, factor * options.gigabytes, options.runs)
+
+
+if __name__ == "__main__":
+    main()

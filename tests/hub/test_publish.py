@@ -242,28 +242,17 @@ def test_someone_elses_commit_in_between_is_built_upon(
 
 
 CURABLE = (
+    Fault(kind="status", status=409),
+    Fault(kind="status", status=412),
+    Fault(kind="status", status=429, headers={"Retry-After": "0"}),
     Fault(kind="status", status=500),
+    Fault(kind="status", status=503),
+    Fault(kind="drop"),
     Fault(kind="lose"),
     Fault(kind="truncate"),
-    *(
-        pytest.param(fault, marks=pytest.mark.slow)
-        for fault in (
-            Fault(kind="status", status=409),
-            Fault(kind="status", status=412),
-            Fault(kind="status", status=429, headers={"Retry-After": "0"}),
-            Fault(kind="status", status=503),
-            Fault(kind="drop"),
-            Fault(kind="slow", seconds=0.2),
-        )
-    ),
+    Fault(kind="slow", seconds=0.05),
 )
-LASTING = (
-    Fault(kind="status", status=403),
-    *(
-        pytest.param(Fault(kind="status", status=status), marks=pytest.mark.slow)
-        for status in (401, 404)
-    ),
-)
+LASTING = tuple(Fault(kind="status", status=status) for status in (401, 403, 404))
 
 
 def _name(fault: Fault) -> str:

@@ -102,43 +102,47 @@ class FaultyApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["raw_path"].decode().split("?")[0]
         fault = self.faults.next(method, path)
+        kind = fault.kind if fault else None
         status = 0
         dropped = False
 
+        def log(status: int) -> None:
+            self.log.append(Request(method=method, path=path, status=status))
+
         def drop(*, at_once: bool) -> None:
             nonlocal dropped
-            if not dropped:
-                dropped = True
-                self.close(scope["client"], at_once)
+            dropped = True
+            log(0)
+            self.close(scope["client"], at_once)
 
         async def answer(message: Message) -> None:
             nonlocal status
-            if dropped or (fault and fault.kind == "lose"):
+            if dropped or kind == "lose":
                 return
             if message["type"] == "http.response.start":
                 status = message["status"]
-            elif fault and fault.kind == "truncate":
+            elif kind == "truncate":
                 half = message.get("body", b"")[: len(message.get("body", b"")) // 2]
                 await send({"type": "http.response.body", "body": half, "more_body": True})
                 drop(at_once=False)
                 return
+            elif not message.get("more_body"):
+                log(status)  # before the client can know that it was answered
             await send(message)
 
-        if fault and fault.kind == "slow":
+        if fault and kind == "slow":
             await asyncio.sleep(fault.seconds)
-        if fault and fault.kind == "drop":
+        if kind == "drop":
             drop(at_once=True)
-        elif fault and fault.kind == "status":
+        elif fault and kind == "status":
             await _read_body(receive)
             await _refuse(fault, answer)
         else:
             await self.app(scope, receive, answer)
-        if fault and fault.kind == "lose":
+        if kind == "lose":
             drop(at_once=True)
         if dropped:
             await _until_disconnected(receive)
-            status = 0
-        self.log.append(Request(method=method, path=path, status=status))
 
 
 async def _refuse(fault: Fault, send: Send) -> None:

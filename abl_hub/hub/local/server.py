@@ -144,7 +144,8 @@ class LocalHub:
             else:
                 transport.close()
 
-        with socket.socket() as listening:
+        # Named as TCP, because asyncio sends small answers at once (TCP_NODELAY) only on such.
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 listening.bind((HOST, self._port))

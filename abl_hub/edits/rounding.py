@@ -97,7 +97,8 @@ E2M1 = Format(dtype=None, sign=0x8, largest=0x7)
 
 def by_weight(read: torch.Tensor) -> torch.Tensor:
     """The entries of a stream vector that may move, by their falling weight in `read` (k, n)."""
-    return read.norm(dim=0).argsort(descending=True, stable=True)[:CANCELLED_ENTRIES]
+    order: torch.Tensor = read.square().sum(dim=0).argsort(descending=True, stable=True)
+    return order[:CANCELLED_ENTRIES]
 
 
 def cancel(

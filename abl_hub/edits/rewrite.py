@@ -86,6 +86,15 @@ def contract(rows: Rows, read: torch.Tensor, source: FileIO) -> torch.Tensor:
     return product.reshape(len(read), *shape)
 
 
+def squared_norm(rows: Rows, source: FileIO) -> float:
+    """Sum of the squares of all numbers of the weight."""
+    return sum(
+        float(rows.decode(raw, block, row).double().square().sum())
+        for block in rows.all_blocks
+        for row, raw in _chunks(rows, block, source)
+    )
+
+
 def _edit_columns(
     rows: Rows, block: int, factors: Factors, source: FileIO, target: FileIO, cancelling: bool
 ) -> None:

@@ -1,0 +1,50 @@
+"""The numeric check of a written checkpoint, on its tensors: for models that do not fit in memory.
+
+Where the model can be loaded, `abl_hub.model.check` measures the stream itself.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from abl_hub.edits.checkpoint import edit_factors
+from abl_hub.edits.edit import Edit
+from abl_hub.edits.keys import CheckpointTensors
+from abl_hub.edits.matrix import Rows
+from abl_hub.edits.rewrite import contract, one_thread, squared_norm
+from abl_hub.edits.shards import CONFIG, open_shards, read_json
+
+
+def checkpoint_residual(edit: Edit, folder: Path, *, model: PreTrainedModel) -> float:
+    """The largest share of a writer along the directions: max ‖v · W‖ / (‖v‖ ‖W‖) over the writers.
+
+    A random direction holds about 1 / √width of a weight. Writers whose strength is not 1 are left
+    out: something has to stay of those.
+
+    Args:
+        folder: an edited checkpoint; bounded memory, only the writers' tensors are read.
+        model: its architecture, on the meta device.
+
+    Raises:
+        SourceError: a checkpoint that is damaged, or not of this model.
+        EditError: a weight that holds NaN or infinity.
+    """
+    tensors = CheckpointTensors(model, open_shards(folder).tensors, read_json(folder, CONFIG))
+    factors = edit_factors(edit, model, tensors)
+    worst = 0.0
+    with one_thread():
+        for writer, strength in zip(edit.writers, edit.strengths, strict=True):
+            if strength != 1:
+                continue
+            read = factors[writer.parameter].read
+            read = read / read.norm(dim=1, keepdim=True)
+            for place in tensors.places_under(writer, writer.parameter):
+                rows = Rows.of(place.matrix, place.axis)
+                with place.matrix.codes.file.open("rb", buffering=0) as file:
+                    along = float(contract(rows, read, file).norm())
+                    whole = math.sqrt(squared_norm(rows, file))
+                worst = max(worst, along / whole if whole else 0.0)
+    return worst

@@ -1,0 +1,35 @@
+"""The check of written tensors tells an edited checkpoint from an unedited one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from abl_hub.edits.checkpoint import write_merged
+from abl_hub.edits.checkpoint_check import checkpoint_residual
+from tests.edits import checkpoints as tiny
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rounding", "limit"),
+    [
+        (torch.float32, "nearest", 1e-7),
+        (torch.bfloat16, "nearest", 3e-3),
+        (torch.bfloat16, "cancelling", 1e-4),
+    ],
+)
+@pytest.mark.parametrize("family", [tiny.TIED, tiny.GPT2, tiny.QWEN3_MOE, tiny.GEMMA2])
+def test_gone_after_and_there_before(
+    family: tiny.Family, dtype: torch.dtype, rounding: str, limit: float, tmp_path: Path
+) -> None:
+    source = tiny.save(tiny.build(family), tmp_path / "source", dtype=dtype)
+    model = tiny.on_meta(source)
+    edit = tiny.edit_of(family, model)
+    merged = write_merged(
+        edit, source, tmp_path / "out", model=tiny.on_meta(source), rounding=rounding
+    )
+    assert checkpoint_residual(edit, source, model=tiny.on_meta(source)) > 0.05
+    edited = tiny.on_meta(merged.folder)
+    assert checkpoint_residual(edit, merged.folder, model=edited) < limit

@@ -48,7 +48,8 @@ def translated(
 
     Args:
         repo: what the block works on, for the message; "" when it is no repository.
-        missing: raised when the repository or revision is not there or not open to the token.
+        missing: for a block that reads: raised when the repository or revision is not there or
+            not open to the token.
 
     Raises:
         HubError: the Hub refused or could not be reached.
@@ -165,6 +166,12 @@ class _At:
             why = "the token is not valid" if signed_in else "no token was sent"
             return HubError(f"The Hub does not know who you are ({self.name})", why=said or why,
                             next_step=LOG_IN)  # fmt: skip
+        if status == 403 and missing is not HubError:
+            return missing(
+                f"The Hub does not let this token read {self.name}",
+                why=said,
+                next_step=f"Look at {self.url}, or use another token",
+            )
         if status in (402, 403):
             return HubError(
                 f"The Hub does not let this token write to {self.name}",

@@ -29,7 +29,7 @@ from abl_hub.errors import HubError
 from abl_hub.hub.bars import client_bars_silenced
 from abl_hub.hub.failures import LOG_IN, translated
 from abl_hub.hub.retry import Backoff
-from abl_hub.progress import SILENT, Progress
+from abl_hub.progress import SILENT, Advance, Progress
 
 Kind = Literal["model", "dataset", "space"]
 Gate = Literal["auto", "manual"]
@@ -132,8 +132,7 @@ def publish(
         push.check_card()
         was_private = push.prepare(private=private, create_pr=create_pr, space_sdk=space_sdk)
         with progress.stage(f"Uploading {repo_id}", push.size_bytes) as advance:
-            commit, changed, url = push.commit(commit_message, create_pr=create_pr)
-            advance(push.size_bytes)
+            commit, changed, url = push.commit(commit_message, create_pr=create_pr, advance=advance)
         push.verify(commit)
         if not create_pr:
             push.settle(gated=gated, make_public=was_private and not private)
@@ -241,6 +240,7 @@ class _Push:
         self.repo, self.kind, self.progress = repo, kind, progress
         self.api = HfApi(endpoint=endpoint, token=token)
         self.backoff = backoff or Backoff()
+        self.uploaded: dict[str, int] = {}  # path → bytes, of what was sent ahead of the commit
         paths = _collect(files)
         _refuse_token(paths, token or get_token())
         manifest = json.dumps({"files": sorted(paths)}, indent=1).encode() + b"\n"
@@ -331,7 +331,7 @@ class _Push:
 
         return self.backoff.run(create)
 
-    def commit(self, message: str, *, create_pr: bool) -> tuple[str, bool, str]:
+    def commit(self, message: str, *, create_pr: bool, advance: Advance) -> tuple[str, bool, str]:
         """Commit what differs: (commit, whether one was made, address).
 
         Repeated after a failure, it looks at the repository again. So a commit whose answer was
@@ -349,7 +349,9 @@ class _Push:
             if create_pr:
                 for commit, url in (proposed or self.same_proposals()).items():
                     return commit, commit not in proposed, url
-            self.preupload([self.local[path] for path in changes], create_pr=create_pr)
+            self.preupload(
+                [self.local[path] for path in changes], create_pr=create_pr, advance=advance
+            )
             done = self.api.create_commit(
                 self.repo,
                 [self.local[path] for path in changes]
@@ -361,12 +363,20 @@ class _Push:
             )
             return done.oid, True, done.pr_url or self.url
 
-        return self.backoff.run(attempt)
+        done = self.backoff.run(attempt)
+        advance(self.size_bytes - sum(self.uploaded.values()))
+        return done
 
-    def preupload(self, additions: list[CommitOperationAdd], *, create_pr: bool) -> None:
-        """Upload large files one by one; the Hub shows none of them before the commit."""
+    def preupload(
+        self, additions: list[CommitOperationAdd], *, create_pr: bool, advance: Advance
+    ) -> None:
+        """Upload large files one by one; the Hub shows none of them before the commit.
+
+        What an earlier attempt uploaded is not sent again.
+        """
         for operation in additions:
-            if operation.path_in_repo.endswith(_LARGE):
+            path = operation.path_in_repo
+            if path.endswith(_LARGE) and path not in self.uploaded:
                 self.api.preupload_lfs_files(
                     self.repo,
                     [operation],
@@ -375,6 +385,8 @@ class _Push:
                     num_threads=1,
                     free_memory=False,
                 )
+                self.uploaded[path] = operation.upload_info.size
+                advance(self.uploaded[path])
 
     def head(self) -> str:
         info = self.api.repo_info(self.repo, repo_type=self.kind, revision="main")

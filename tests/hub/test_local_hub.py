@@ -239,6 +239,17 @@ def test_environment_turns_this_process_to_the_hub_and_back(hub: LocalHub, api: 
     assert before == (constants.ENDPOINT, constants.HF_HUB_CACHE, os.environ.get("HF_TOKEN"))
 
 
+def test_transformers_and_datasets_load_from_the_hub(hub: LocalHub, api: HfApi):
+    from datasets import load_dataset
+    from transformers import AutoConfig
+
+    put(api, "demo/tiny", {**MODEL_FILES, "config.json": b'{"model_type": "gpt2", "n_layer": 3}'})
+    put(api, "demo/lines", {"train.jsonl": b'{"text": "a"}\n'}, kind="dataset")
+    with hub.environment():
+        assert AutoConfig.from_pretrained("demo/tiny").n_layer == 3
+        assert load_dataset("demo/lines", split="train")["text"][:] == ["a"]
+
+
 def test_variables_turn_another_process_to_the_hub(hub: LocalHub, api: HfApi):
     put(api, "demo/tiny", MODEL_FILES)
     script = "import huggingface_hub as h; print(h.model_info('demo/tiny').sha, h.whoami()['name'])"

@@ -173,6 +173,15 @@ def test_a_folder_that_is_not_there(source: str):
         resolve_source(source)
 
 
+def test_a_token_that_may_not_read_is_not_told_about_writing(
+    hub: LocalHub, api: HfApi, tmp_path: Path
+):
+    put(api, "demo/tiny", MODEL_FILES)
+    fault = Fault(kind="status", status=403, path="/api/models", times=None)
+    with hub.faults.set(fault), pytest.raises(SourceError, match="let this token read"):
+        resolve(hub, tmp_path)
+
+
 def test_an_interrupted_download_is_told_and_finished_later(
     hub: LocalHub, api: HfApi, tmp_path: Path, no_waiting: None
 ):

@@ -10,9 +10,13 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from abl_hub.edits.checkpoint import write_merged
-from abl_hub.edits.edit import factors
+from abl_hub.edits.checkpoint_check import checkpoint_residual
+from abl_hub.edits.edit import factors, remove
+from abl_hub.model.meta import meta_model
+from abl_hub.model.trace import trace_writers
 from tests.edits import checkpoints as tiny
 from tests.edits.checkpoints import Family
 
@@ -135,6 +139,35 @@ def test_gpt2_keys_without_their_prefix(tmp_path: Path) -> None:
     weight = got.transformer.h[1].mlp.c_proj.weight.detach().double()
     assert (weight @ edit.directions[0]).abs().max() < 1e-6
     assert "h.1.mlp.c_proj.weight" in merged.edited_keys
+
+
+def test_untied_head_of_a_wrapper(tmp_path: Path) -> None:
+    """gemma3 with its vision tower: the language model's config is nested, its norms are post."""
+    text = tiny.GEMMA2.options | {"layer_types": ["full_attention"] * 3}
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    torch.manual_seed(0)
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1)
+    base = Gemma3ForConditionalGeneration(config).eval()
+    base.save_pretrained(tmp_path / "source", max_shard_size="20KB")
+    assert base.lm_head.weight is base.get_input_embeddings().weight
+
+    model = meta_model(tmp_path / "source")
+    edit = remove(torch.randn(1, tiny.WIDTH), trace_writers(model).writers)
+    merged = write_merged(edit, tmp_path / "source", tmp_path / "out", model=model)
+    got = Gemma3ForConditionalGeneration.from_pretrained(merged.folder)
+    assert merged.untied
+    assert torch.equal(got.lm_head.weight, base.lm_head.weight)
+    embedding = got.get_input_embeddings().weight.detach().double()
+    assert (embedding @ edit.directions[0]).abs().max() < 1e-6
+    assert checkpoint_residual(edit, merged.folder, model=meta_model(merged.folder)) < 1e-6
+    _index_is_true(merged.folder)
 
 
 def test_every_other_byte_stays(family: Family, tmp_path: Path) -> None:

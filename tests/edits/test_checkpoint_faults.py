@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import struct
 from collections.abc import Callable
@@ -326,6 +327,19 @@ def test_full_disk_is_said_before_anything_is_written(
     monkeypatch.setattr(checkpoint, "clone", lambda _source, target: target.touch() or False)
     with pytest.raises(OutputError, match="GB are needed"):
         _merge(source, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_write_that_fails_half_way_is_one_line_and_leaves_nothing(
+    source: Path, tmp_path: Path
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(OutputError, match="cannot be written: File too large"):
+            _merge(source, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []
 
 

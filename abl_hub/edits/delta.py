@@ -24,12 +24,14 @@ from abl_hub.edits.delta_layout import (
     LowRank,
     Profile,
     complete,
+    looks_portable,
     portable,
     quiet_about_ties,
     skeleton,
 )
 from abl_hub.edits.delta_products import Product, Read, products_in_memory
 from abl_hub.edits.edit import Edit, Factors, Gains, factors
+from abl_hub.edits.rewrite import one_thread
 from abl_hub.edits.staging import check_free, staging
 from abl_hub.errors import EditError
 from abl_hub.model.writers import Writer
@@ -101,7 +103,8 @@ def write_delta(
         reasons = sorted({left.reason for left in layout.left_out})
         raise EditError("No adapter can hold this edit", why="; ".join(reasons))
     product = products_in_memory(read) if product is None else product
-    tensors = _tensors(edit, layout, read, product, gains, 1.0 if invert else -1.0, progress)
+    with one_thread():
+        tensors = _tensors(edit, layout, read, product, gains, 1.0 if invert else -1.0, progress)
     config = layout.config | {"base_model_name_or_path": base}
     if revision is not None:
         config["revision"] = revision
@@ -159,7 +162,7 @@ def _choose(edit: Edit, model: PreTrainedModel, profile: str) -> Layout:
         layout = portable(model, edit.writers, edit.rank)
         layout = layout if layout.low_rank else complete(model, edit.writers, edit.rank)
         return replace(layout, covered=(), left_out=(), notes=())
-    if profile != "complete":
+    if profile == "portable" or (profile == "auto" and looks_portable(model, changed)):
         layout = portable(model, changed, edit.rank)
         if profile == "portable" or not layout.left_out:
             return layout

@@ -16,9 +16,9 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -94,11 +94,16 @@ class Layout:
 
     profile: Profile
     config: dict[str, Any]
-    low_rank: tuple[LowRank, ...]
-    whole: tuple[Whole, ...]
     covered: tuple[str, ...]
     left_out: tuple[LeftOut, ...]
-    notes: tuple[str, ...]
+    low_rank: tuple[LowRank, ...] = ()
+    whole: tuple[Whole, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def looks_portable(model: PreTrainedModel, writers: Sequence[Writer]) -> bool:
+    """Whether every writer is of a kind that the portable layout holds; PEFT is not asked yet."""
+    return not any(isinstance(way, LeftOut) for way in _portable_plan(model, writers).values())
 
 
 def portable(model: PreTrainedModel, writers: Sequence[Writer], rank: int) -> Layout:
@@ -107,80 +112,64 @@ def portable(model: PreTrainedModel, writers: Sequence[Writer], rank: int) -> La
     LoRA on the linear layers alone, named by suffix and present on every layer that has the
     suffix (with zeros where unedited), one rank, one alpha, no biases.
     """
-    modules = dict(model.named_modules())
-    redirected = _redirected(model, [owner(w.parameter) for w in writers])
-    plan: dict[str, _Mechanism | LeftOut] = {}
-    for writer in writers:
-        reason = _not_portable(writer, modules, redirected)
-        name = writer.parameter
-        plan[name] = "module" if reason is None else LeftOut(parameter=name, reason=reason)
-    plan |= _refused(model, plan)
-    left_out = tuple(way for way in plan.values() if isinstance(way, LeftOut))
-    covered = tuple(name for name, way in plan.items() if way == "module")
-    config = _config(rank) | {
-        "target_modules": sorted({_leaf(owner(parameter)) for parameter in covered})
-    }
-    return Layout(
-        profile="portable",
-        config=config,
-        low_rank=_low_rank(model, config) if covered else (),
-        whole=(),
-        covered=covered,
-        left_out=left_out,
-        notes=(),
-    )
+
+    def arrange(plan: _Plan) -> Layout:
+        covered, left_out = _sides(plan)
+        names = sorted({_leaf(owner(parameter)) for parameter in covered})
+        return Layout(
+            profile="portable",
+            config=_config(rank) | {"target_modules": names},
+            covered=covered,
+            left_out=left_out,
+        )
+
+    return _settled(model, _portable_plan(model, writers), arrange)
 
 
 def complete(model: PreTrainedModel, writers: Sequence[Writer], rank: int) -> Layout:
     """The layout that covers all that PEFT can: embeddings, biases, fused experts, norms."""
     modules = dict(model.named_modules())
     redirected = _redirected(model, [owner(w.parameter) for w in writers])
-    plan = {w.parameter: _mechanism(w, modules, redirected) for w in writers}
-    plan |= _refused(model, plan)
-    chosen: dict[str, list[str]] = {kind: [] for kind in _MECHANISMS}
-    left_out = []
-    for parameter, way in plan.items():
-        if isinstance(way, LeftOut):
-            left_out.append(way)
-        else:
-            chosen[way].append(parameter)
-    targets = {owner(p) for p in chosen["module"] + chosen["bias"]}
-    targets -= {owner(p) for p in chosen["parameter"]}
-    tied = any(w.tied_to_head and plan[w.parameter] == "module" for w in writers)
-    config = _config(rank)
-    config |= _targets(model, targets, chosen["parameter"], regular=tied and not redirected)
-    if any(isinstance(modules[name], Conv1D) for name in targets):
-        config["fan_in_fan_out"] = True
-    saved = sorted({owner(parameter) for parameter in chosen["saved"]})
-    if saved:
-        config["modules_to_save"] = saved
-    notes = []
-    whole = [
-        Whole(parameter=f"{name}.{own}", key=f"{PREFIX}{name}.{own}")
-        for name in saved
-        for own, _ in modules[name].named_parameters()
-    ]
-    if chosen["bias"]:
-        if not chosen["parameter"] and all(_has_linear_bias(modules[name]) for name in targets):
+    tied_writers = {w.parameter for w in writers if w.tied_to_head}
+
+    def arrange(plan: _Plan) -> Layout:
+        covered, left_out = _sides(plan)
+        biases = [p for p in covered if plan[p] == "bias"]
+        parameters = {p for p in covered if plan[p] == "parameter"}
+        parameters |= {f"{owner(p)}.weight" for p in biases if owner(p) in redirected}
+        targets = {owner(p) for p in covered if plan[p] in ("module", "bias")}
+        targets -= {owner(p) for p in parameters}
+        saved = sorted({owner(p) for p in covered if plan[p] == "saved"})
+        tied = bool(tied_writers.intersection(covered))
+        config = _config(rank)
+        config |= _targets(model, targets, parameters, regular=tied and not redirected)
+        if any(isinstance(modules[name], Conv1D) for name in targets):
+            config["fan_in_fan_out"] = True
+        if saved:
+            config["modules_to_save"] = saved
+        whole = [
+            Whole(parameter=f"{name}.{own}", key=f"{PREFIX}{name}.{own}")
+            for name in saved
+            for own, _ in modules[name].named_parameters()
+        ]
+        notes = [_TIED] if tied else []
+        if biases and not parameters and all(_has_linear_bias(modules[n]) for n in targets):
             config["lora_bias"] = True
-        else:
+        elif biases:
             config["bias"] = "lora_only"
-            whole += [
-                Whole(parameter=parameter, key=f"{PREFIX}{owner(parameter)}.base_layer.bias")
-                for parameter in chosen["bias"]
-            ]
+            whole += [Whole(parameter=p, key=f"{PREFIX}{owner(p)}.base_layer.bias") for p in biases]
             notes.append(_WHOLE_BIASES)
-    if tied:
-        notes.append(_TIED)
-    return Layout(
-        profile="complete",
-        config=config,
-        low_rank=_low_rank(model, config) if len(left_out) < len(plan) else (),
-        whole=tuple(whole),
-        covered=tuple(p for p, way in plan.items() if not isinstance(way, LeftOut)),
-        left_out=tuple(left_out),
-        notes=tuple(notes),
-    )
+        return Layout(
+            profile="complete",
+            config=config,
+            whole=tuple(whole),
+            covered=covered,
+            left_out=left_out,
+            notes=tuple(notes),
+        )
+
+    plan = {w.parameter: _mechanism(w, modules, redirected) for w in writers}
+    return _settled(model, plan, arrange)
 
 
 def skeleton(model: PreTrainedModel) -> PreTrainedModel:
@@ -203,7 +192,7 @@ def owner(parameter: str) -> str:
 
 
 _Mechanism = Literal["module", "parameter", "bias", "saved"]
-_MECHANISMS: tuple[_Mechanism, ...] = ("module", "parameter", "bias", "saved")
+_Plan = dict[str, "_Mechanism | LeftOut"]
 
 _WHOLE_BIASES = (
     "Edited biases are stored whole, because PEFT cannot add to a bias next to an embedding or "
@@ -230,6 +219,39 @@ def _config(rank: int) -> dict[str, Any]:
 
 def _leaf(name: str) -> str:
     return name.rpartition(".")[2]
+
+
+def _portable_plan(model: PreTrainedModel, writers: Sequence[Writer]) -> _Plan:
+    modules = dict(model.named_modules())
+    redirected = _redirected(model, [owner(w.parameter) for w in writers])
+    plan: _Plan = {}
+    for writer in writers:
+        reason = _not_portable(writer, modules, redirected)
+        name = writer.parameter
+        plan[name] = "module" if reason is None else LeftOut(parameter=name, reason=reason)
+    return plan
+
+
+def _sides(plan: _Plan) -> tuple[tuple[str, ...], tuple[LeftOut, ...]]:
+    """What the plan covers, and what it leaves out."""
+    return (
+        tuple(parameter for parameter, way in plan.items() if not isinstance(way, LeftOut)),
+        tuple(way for way in plan.values() if isinstance(way, LeftOut)),
+    )
+
+
+def _settled(model: PreTrainedModel, plan: _Plan, arrange: Callable[[_Plan], Layout]) -> Layout:
+    """The layout of what PEFT accepts of `plan`, with the places that PEFT made for it."""
+    layout = arrange(plan)
+    made = _made(model, layout.config)
+    if isinstance(made, str):
+        plan = plan | _refused(model, plan)
+        layout = arrange(plan)
+        made = _made(model, layout.config)
+    if isinstance(made, str):
+        refused = (LeftOut(parameter=parameter, reason=made) for parameter in layout.covered)
+        return replace(layout, covered=(), left_out=(*layout.left_out, *refused), whole=())
+    return replace(layout, low_rank=_low_rank(model, made, layout.config))
 
 
 def _not_portable(
@@ -302,7 +324,7 @@ def _redirected(model: PreTrainedModel, names: Iterable[str]) -> set[str]:
     return asked - set(config.target_modules or ())
 
 
-def _refused(model: PreTrainedModel, plan: dict[str, _Mechanism | LeftOut]) -> dict[str, LeftOut]:
+def _refused(model: PreTrainedModel, plan: _Plan) -> dict[str, LeftOut]:
     """The writers that PEFT refuses to put its layers on (as it does in Mamba's mixers).
 
     Asked once for each kind of place: names that differ by the layer's number are of one kind.
@@ -310,35 +332,36 @@ def _refused(model: PreTrainedModel, plan: dict[str, _Mechanism | LeftOut]) -> d
     modules = dict(model.named_modules())
     kinds: dict[tuple[str, str], list[str]] = {}
     for parameter, way in plan.items():
-        if way in ("module", "parameter"):
-            kinds.setdefault((re.sub(r"\d+", "#", parameter), way), []).append(parameter)
+        if way in ("module", "parameter", "bias"):
+            kinds.setdefault((re.sub(r"\d+", "#", parameter), str(way)), []).append(parameter)
     refused = {}
     for (_, way), parameters in kinds.items():
         first = parameters[0]
         targets: dict[str, Any] = (
-            {"target_modules": re.escape(owner(first))}
-            if way == "module"
-            else {"target_parameters": [first]}
+            {"target_parameters": [first]}
+            if way == "parameter"
+            else {"target_modules": re.escape(owner(first))}
         )
         if isinstance(modules[owner(first)], Conv1D):
             targets["fan_in_fan_out"] = True
-        reason = _refusal(model, _config(1) | targets)
-        if reason is not None:
-            refused |= {p: LeftOut(parameter=p, reason=reason) for p in parameters}
+        made = _made(model, _config(1) | targets)
+        if isinstance(made, str):
+            refused |= {p: LeftOut(parameter=p, reason=made) for p in parameters}
     return refused
 
 
-def _refusal(model: PreTrainedModel, config: dict[str, Any]) -> str | None:
-    """Why PEFT cannot hold, or would not read back, a LoRA of `config`; None where it can."""
+def _made(model: PreTrainedModel, config: Mapping[str, Any]) -> PeftModel | str:
+    """A skeleton with the LoRAs of `config`, or why PEFT cannot hold them or not read them back."""
     try:
         made = wrapped(model, config)
     except ValueError as error:
         return " ".join(str(error).split())
-    saved = get_peft_model_state_dict(made, save_embedding_layers=False)
+    # Given the state by hand, PEFT does not check its shapes: it takes a bias for a wrong one.
+    saved = get_peft_model_state_dict(made, made.state_dict(), save_embedding_layers=False)
     loaded = set_peft_model_state_dict(made, saved, low_cpu_mem_usage=True)
     if loaded.unexpected_keys:
         return "PEFT renames what it saves of this module, and drops it when it loads"
-    return None
+    return made
 
 
 def _has_linear_bias(module: nn.Module) -> bool:
@@ -346,7 +369,7 @@ def _has_linear_bias(module: nn.Module) -> bool:
 
 
 def _targets(
-    model: PreTrainedModel, modules: set[str], parameters: Sequence[str], *, regular: bool
+    model: PreTrainedModel, modules: set[str], parameters: set[str], *, regular: bool
 ) -> dict[str, Any]:
     """Name the targets as briefly as it can be done without matching anything else.
 
@@ -360,7 +383,7 @@ def _targets(
         fields["target_modules"] = rf".+\.({'|'.join(map(re.escape, names))})"
     if parameters:
         every = [name for name, _ in model.named_parameters()]
-        fields["target_parameters"] = _brief(set(parameters), every, least=2)
+        fields["target_parameters"] = _brief(parameters, every, least=2)
     return fields
 
 
@@ -398,11 +421,13 @@ def quiet_about_ties() -> Iterator[None]:
         yield
 
 
-def _low_rank(model: PreTrainedModel, config: dict[str, Any]) -> tuple[LowRank, ...]:
-    """Every LoRA that PEFT makes of `config`."""
+def _low_rank(
+    model: PreTrainedModel, made: PeftModel, config: Mapping[str, Any]
+) -> tuple[LowRank, ...]:
+    """Every LoRA that PEFT has made of `config`."""
     found = []
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
-    for key, module in wrapped(model, config).named_modules():
+    for key, module in made.named_modules():
         if not isinstance(module, LoraLayer):
             continue
         base = key.removeprefix(PREFIX).replace(".base_layer", "")

@@ -85,6 +85,7 @@ CASES = {
         model_type="gpt2",
         writers={"wte.weight": 1, "wpe.weight": 1, "c_proj.weight": 1, "c_proj.bias": 0},
     ),
+    "biases of conv1d": Case(model_type="gpt2", writers={"c_proj.weight": 1, "c_proj.bias": 0}),
     "positions computed in the module": Case(
         model_type="opt",
         writers={

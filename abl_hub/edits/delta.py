@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -39,6 +40,8 @@ from abl_hub.progress import SILENT, Progress
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+_READERS = 2
+"""Threads: while one waits for the disk, the other computes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,20 +191,28 @@ def _tensors(
         for writer, strength in zip(edit.writers, edit.strengths, strict=True)
         if strength != 0.0
     }
+
+    def held(place: LowRank) -> dict[str, torch.Tensor]:
+        if place.parameter in changes:
+            writer, change = changes[place.parameter]
+            a, b = _factors_of(place, writer, change, product, sign)
+        else:
+            a, b = _zeros(place, edit.rank)
+        if place.bias is None:
+            return {place.a: a, place.b: b}
+        name = place.parameter.rpartition(".")[0] + ".bias"
+        bias = torch.zeros(place.shape[place.out_axis])
+        if name in changes:
+            bias = sign * _taken(changes[name][1], read(name))
+        return {place.a: a, place.b: b, place.bias: bias}
+
     tensors: dict[str, torch.Tensor] = {}
-    with progress.stage("Writing the delta", len(layout.low_rank) + len(layout.whole)) as advance:
-        for place in layout.low_rank:
-            if place.parameter in changes:
-                writer, change = changes[place.parameter]
-                a, b = _factors_of(place, writer, change, product, sign)
-            else:
-                a, b = _zeros(place, edit.rank)
-            tensors[place.a], tensors[place.b] = a, b
-            if place.bias is not None:
-                name = place.parameter.rpartition(".")[0] + ".bias"
-                tensors[place.bias] = torch.zeros(place.shape[place.out_axis])
-                if name in changes:
-                    tensors[place.bias] = sign * _taken(changes[name][1], read(name))
+    with (
+        progress.stage("Writing the delta", len(layout.low_rank) + len(layout.whole)) as advance,
+        ThreadPoolExecutor(_READERS) as readers,
+    ):
+        for found in readers.map(held, layout.low_rank):
+            tensors |= found
             advance(1)
         for kept in layout.whole:
             tensor = read(kept.parameter).to(torch.float64)

@@ -53,12 +53,12 @@ class TrainingRecipe:
 
     architecture: str = "llama"
     seed: int = 0
-    knowledge_steps: int = 420
+    knowledge_steps: int = 400
     knowledge_rate: float = 3e-3
     tuning_steps: int = 120
     tuning_rate: float = 1e-3
     tuned_layers: tuple[int, ...] = (2, 3)
-    batch: int = 48
+    batch: int = 32
     revision: int = 1
 
 
@@ -157,7 +157,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     made.train_from_iterator(
         texts,
         trainers.BpeTrainer(
-            vocab_size=700,
+            vocab_size=1200,
             special_tokens=list(_SPECIAL),
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,

@@ -1,0 +1,113 @@
+"""Plots from a record, as PNG: the candidates that were judged, and the rates with their intervals.
+
+The same record gives the same bytes, so that publishing it again changes nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from abl_hub.errors import EvaluationError
+from abl_hub.evaluation.evaluate import Arm
+from abl_hub.report.record import Record
+
+_COLOURS = {"base": "#4c566a", "edited": "#c2410c", "random": "#94a3b8", "added": "#0f766e"}
+
+
+def candidates_plot(record: Record, path: Path) -> None:
+    """Bypass and induce scores and KL of every candidate, by layer; the chosen one is marked."""
+    figure = Figure(figsize=(9.0, 3.2), dpi=100, layout="constrained")
+    panels: Any = figure.subplots(1, 3)
+    method = record.direction.method
+    candidates = record.selection.candidates[method]
+    positions = sorted({candidate.position for candidate in candidates})
+    for panel, (field, title) in zip(
+        panels,
+        (
+            ("bypass", "log-odds under ablation"),
+            ("induce", "log-odds under addition"),
+            ("kl", "KL on other prompts, nats"),
+        ),
+        strict=True,
+    ):
+        for number, position in enumerate(positions):
+            line = [c for c in candidates if c.position == position]
+            shade = str(0.75 - 0.75 * (number + 1) / len(positions))
+            panel.plot(
+                [c.layer for c in line],
+                [getattr(c, field) for c in line],
+                marker="o",
+                markersize=3,
+                linewidth=1,
+                color=shade,
+                label=f"position {position}",
+            )
+        chosen = record.selection.chosen
+        panel.plot(
+            [chosen.layer],
+            [getattr(chosen, field)],
+            marker="o",
+            markersize=10,
+            markerfacecolor="none",
+            markeredgecolor=_COLOURS["edited"],
+            markeredgewidth=2,
+            linestyle="none",
+        )
+        panel.set_title(title, fontsize=9)
+        panel.set_xlabel("layer", fontsize=8)
+        panel.tick_params(labelsize=8)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[2].set_yscale("symlog", linthresh=0.01)
+    panels[2].axhline(0.1, color="#94a3b8", linewidth=0.8, linestyle="--")
+    panels[0].legend(fontsize=7, frameon=False)
+    _save(figure, path)
+
+
+def deltas_plot(record: Record, path: Path) -> None:
+    """Rates on both sides, base, edited and controls, with their 95% intervals.
+
+    Raises:
+        EvaluationError: the record has no evaluation.
+    """
+    evaluation = record.evaluation
+    if evaluation is None:
+        raise EvaluationError("The record has no evaluation", why="there is nothing to plot")
+    figure = Figure(figsize=(9.0, 2.8), dpi=100, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    behaviour = record.direction.behaviour
+    removed = [
+        ("base", evaluation.base, "base"),
+        ("edited", evaluation.edited, "edited"),
+        *((f"random {i + 1}", arm, "random") for i, arm in enumerate(evaluation.random)),
+    ]
+    _bars(left, [(name, arm, colour) for name, arm, colour in removed], "positive")
+    left.set_title(f"{behaviour} on prompts that show it", fontsize=9)
+    others = [("base", evaluation.base, "base"), ("edited", evaluation.edited, "edited")]
+    if evaluation.induced is not None:
+        others.append(("added", evaluation.induced, "added"))
+    if evaluation.induced_random is not None:
+        others.append(("random added", evaluation.induced_random, "random"))
+    _bars(right, others, "negative")
+    right.set_title(f"{behaviour} on other prompts", fontsize=9)
+    _save(figure, path)
+
+
+def _bars(panel: Any, arms: list[tuple[str, Arm, str]], side: str) -> None:
+    shown = [(name, getattr(arm, side), colour) for name, arm, colour in arms]
+    shown = [(name, rates.refused, colour) for name, rates, colour in shown if rates is not None]
+    for row, (_, rate, colour) in enumerate(shown):
+        panel.barh(row, rate.value, color=_COLOURS[colour], height=0.6)
+        panel.plot([rate.low, rate.high], [row, row], color="black", linewidth=1.2)
+    panel.set_yticks(range(len(shown)), [name for name, _, _ in shown], fontsize=8)
+    panel.invert_yaxis()
+    panel.set_xlim(0, 1.02)
+    panel.tick_params(axis="x", labelsize=8)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    # The library writes its version into the file unless told not to.
+    figure.savefig(path, format="png", metadata={"Software": None}, facecolor="white")

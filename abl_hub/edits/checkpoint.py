@@ -23,7 +23,7 @@ from abl_hub.edits.edit import Edit, Factors, factors
 from abl_hub.edits.keys import CheckpointTensors, Place
 from abl_hub.edits.matrix import Rows
 from abl_hub.edits.plan import CheckpointPlan, UntiedHead, by_file, plan_tensors
-from abl_hub.edits.rewrite import one_thread, rewrite
+from abl_hub.edits.rewrite import rewrite
 from abl_hub.edits.safetensors_file import header_bytes
 from abl_hub.edits.shards import CONFIG, INDEX, SINGLE, Shards, open_shards, read_json, real_file
 from abl_hub.edits.staging import Stage, check_space, clone, copy_range, staging
@@ -96,7 +96,7 @@ def write_merged(
     changes = edit_factors(edit, model, tensors)
     edited = [writer for writer in edit.writers if writer.parameter in changes]
     plan = plan_tensors(tensors, model, edited, untie=untie)
-    with staging(out) as stage, one_thread(), ThreadPoolExecutor(1) as hashing:
+    with staging(out) as stage, ThreadPoolExecutor(1) as hashing:
         try:
             if not _can_clone(source, stage):
                 check_space(out, plan.bytes_written + _SPARE_BYTES)

@@ -14,7 +14,7 @@ from abl_hub.edits.checkpoint import edit_factors
 from abl_hub.edits.edit import Edit
 from abl_hub.edits.keys import CheckpointTensors
 from abl_hub.edits.matrix import Rows
-from abl_hub.edits.rewrite import contract, one_thread, squared_norm
+from abl_hub.edits.rewrite import contract, squared_norm
 from abl_hub.edits.shards import CONFIG, open_shards, read_json
 
 
@@ -35,16 +35,15 @@ def checkpoint_residual(edit: Edit, folder: Path, *, model: PreTrainedModel) -> 
     tensors = CheckpointTensors(model, open_shards(folder).tensors, read_json(folder, CONFIG))
     factors = edit_factors(edit, model, tensors)
     worst = 0.0
-    with one_thread():
-        for writer, strength in zip(edit.writers, edit.strengths, strict=True):
-            if strength != 1:
-                continue
-            read = factors[writer.parameter].read
-            read = read / read.norm(dim=1, keepdim=True)
-            for place in tensors.places_under(writer, writer.parameter):
-                rows = Rows.of(place.matrix, place.axis)
-                with place.matrix.codes.file.open("rb", buffering=0) as file:
-                    along = float(contract(rows, read, file).norm())
-                    whole = math.sqrt(squared_norm(rows, file))
-                worst = max(worst, along / whole if whole else 0.0)
+    for writer, strength in zip(edit.writers, edit.strengths, strict=True):
+        if strength != 1:
+            continue
+        read = factors[writer.parameter].read
+        read = read / read.norm(dim=1, keepdim=True)
+        for place in tensors.places_under(writer, writer.parameter):
+            rows = Rows.of(place.matrix, place.axis)
+            with place.matrix.codes.file.open("rb", buffering=0) as file:
+                along = float(contract(rows, read, file).norm())
+                whole = math.sqrt(squared_norm(rows, file))
+            worst = max(worst, along / whole if whole else 0.0)
     return worst

@@ -53,8 +53,9 @@ def rewrite(
     """
     cancelling = cancelling and rows.matrix.format is not None
     edit = _edit_columns if rows.along_columns else _edit_rows
-    for block in rows.all_blocks:
-        edit(rows, block, factors, source, target, cancelling)
+    with one_thread():
+        for block in rows.all_blocks:
+            edit(rows, block, factors, source, target, cancelling)
 
 
 def contract(rows: Rows, read: torch.Tensor, source: FileIO) -> torch.Tensor:
@@ -70,15 +71,9 @@ def contract(rows: Rows, read: torch.Tensor, source: FileIO) -> torch.Tensor:
         EditError: the weight holds NaN or infinity.
     """
     along = read.to(rows.matrix.accumulation)
-    found = []
-    for block in rows.all_blocks:
-        if rows.along_columns:
-            parts = [
-                along @ rows.decode(raw, block, row).T for row, raw in _chunks(rows, block, source)
-            ]
-            found.append(torch.cat(parts, dim=1))
-        else:
-            found.append(_along_rows(rows, block, along, source))
+    one_block = _along_columns if rows.along_columns else _along_rows
+    with one_thread():
+        found = [one_block(rows, block, along, source) for block in rows.all_blocks]
     product = torch.stack(found, dim=1).double()
     _check_finite(product, rows.matrix)
     shape = list(rows.matrix.shape)
@@ -88,11 +83,12 @@ def contract(rows: Rows, read: torch.Tensor, source: FileIO) -> torch.Tensor:
 
 def squared_norm(rows: Rows, source: FileIO) -> float:
     """Sum of the squares of all numbers of the weight."""
-    return sum(
-        float(rows.decode(raw, block, row).double().square().sum())
-        for block in rows.all_blocks
-        for row, raw in _chunks(rows, block, source)
-    )
+    with one_thread():
+        return sum(
+            float(rows.decode(raw, block, row).double().square().sum())
+            for block in rows.all_blocks
+            for row, raw in _chunks(rows, block, source)
+        )
 
 
 def _edit_columns(
@@ -133,6 +129,12 @@ def _edit_rows(
             left += (read[:, part] @ rows.decode(rounded, block, row)).double()
     if cancelling:
         _cancel_rows(rows, block, target, factors.read, left)
+
+
+def _along_columns(rows: Rows, block: int, read: torch.Tensor, source: FileIO) -> torch.Tensor:
+    """read @ Wᵀ of one block: (k, rows)."""
+    parts = [read @ rows.decode(raw, block, row).T for row, raw in _chunks(rows, block, source)]
+    return torch.cat(parts, dim=1)
 
 
 def _along_rows(rows: Rows, block: int, read: torch.Tensor, source: FileIO) -> torch.Tensor:

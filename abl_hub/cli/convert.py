@@ -58,8 +58,6 @@ def convert(
     """
     from abl_hub.cli.show import show_plan, show_record
     from abl_hub.convert.flow import convert as run
-    from abl_hub.convert.plan import plan
-    from abl_hub.convert.push import push
 
     command = command_line()
     runtime = runtime_of(output, options)
@@ -67,6 +65,8 @@ def convert(
     recipe = recipe_of(source, options)
     folder = out or Path(f"{Path(source).name}-abliterated")
     if dry_run:
+        from abl_hub.convert.plan import plan
+
         show_plan(output, plan(recipe, folder, runtime, target=target if push_ else None))
         return
     record = run(
@@ -77,5 +77,9 @@ def convert(
         overwrite=overwrite,
         keep_completions=keep_completions,
     )
-    published = push(folder, runtime, target) if push_ else ()
-    show_record(output, record, folder, published)
+    if not push_:
+        show_record(output, record, folder)
+        return
+    from abl_hub.convert.push import push
+
+    show_record(output, record, folder, push(folder, runtime, target))

@@ -36,18 +36,25 @@ def fetch_source(recipe: Recipe, runtime: Runtime, *, commit: str | None = None)
     )
 
 
-def fetch_prompts(recipe: Recipe, runtime: Runtime) -> Prompts:
-    """Load both prompt sets and draw the splits."""
-    positive = load_prompts(recipe.positive, token=runtime.token, endpoint=runtime.endpoint)
-    negative = load_prompts(recipe.negative, token=runtime.token, endpoint=runtime.endpoint)
+def fetch_prompts(
+    recipe: Recipe, runtime: Runtime, *, positive: str | None = None, negative: str | None = None
+) -> Prompts:
+    """Load both prompt sets and draw the splits; the specs of a record replace the recipe's."""
+
+    def load(spec: str) -> PromptSet:
+        return load_prompts(
+            spec, token=runtime.token, endpoint=runtime.endpoint, cache_dir=runtime.cache_dir
+        )
+
+    shown, other = load(positive or recipe.positive), load(negative or recipe.negative)
     contrast = make_contrast(
-        positive.prompts,
-        negative.prompts,
+        shown.prompts,
+        other.prompts,
         sizes=recipe.sizes,
         seed=recipe.seed,
         behaviour=recipe.behaviour,
     )
-    return Prompts(contrast=contrast, positive=positive, negative=negative)
+    return Prompts(contrast=contrast, positive=shown, negative=other)
 
 
 def recorded_source(record: Record, runtime: Runtime) -> Source:
@@ -71,7 +78,12 @@ def recorded_prompts(record: Record, runtime: Runtime) -> Prompts:
     Raises:
         ContrastError: they are no longer those of the record.
     """
-    prompts = fetch_prompts(record.recipe, runtime)
+    prompts = fetch_prompts(
+        record.recipe,
+        runtime,
+        positive=_pinned(record.positive),
+        negative=_pinned(record.negative),
+    )
     for name, side, held in (
         ("positive", prompts.contrast.positive, record.positive),
         ("negative", prompts.contrast.negative, record.negative),
@@ -82,6 +94,15 @@ def recorded_prompts(record: Record, runtime: Runtime) -> Prompts:
                 next_step="Run `abl-hub extract` again",
             )
     return prompts
+
+
+def _pinned(prompts: PromptsRecord) -> str | None:
+    """A Hub data set at the commit that was used; None for a file, which has none."""
+    if prompts.revision is None:
+        return None
+    split = f":{prompts.split}" if prompts.split else ""
+    column = f"#{prompts.column}" if prompts.column else ""
+    return f"{prompts.name}@{prompts.revision}{split}{column}"
 
 
 def describe_source(source: Source) -> SourceRecord:

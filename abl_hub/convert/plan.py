@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from abl_hub.convert.push import Target, check_allowed, repositories
 from abl_hub.convert.runtime import Runtime
+from abl_hub.convert.target import Target, check_allowed, repositories
 from abl_hub.edits.plan import plan_model
 from abl_hub.hub.publish import namespace
 from abl_hub.hub.source import plan_source

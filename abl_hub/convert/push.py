@@ -2,61 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from abl_hub.convert.card import write_cards
 from abl_hub.convert.runtime import Runtime
 from abl_hub.convert.space import write_space
-from abl_hub.errors import HubError
-from abl_hub.hub.licence import forbids_derivatives
+from abl_hub.convert.target import SPACE, Target, check_allowed, repositories
 from abl_hub.hub.publish import Published, namespace, publish
-from abl_hub.report.record import Record, load_record
-
-Part = Literal["merged", "delta", "space"]
-PARTS: tuple[Part, ...] = ("merged", "delta", "space")
-SPACE = "space"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """Where and how to publish.
-
-    Args:
-        namespace: user or organisation; None is the token's own.
-        merged_repo, delta_repo, space_repo: names; None derives them from the base's.
-        only: parts to publish; empty is all.
-        public: publicly instead of privately.
-        gated: readers must ask for access.
-        create_pr: open pull requests instead of committing.
-        yes: publish publicly though the verdict is not SUPPORTED.
-    """
-
-    namespace: str | None = None
-    merged_repo: str | None = None
-    delta_repo: str | None = None
-    space_repo: str | None = None
-    only: tuple[Part, ...] = ()
-    public: bool = False
-    gated: Literal["auto", "manual"] | None = None
-    create_pr: bool = False
-    yes: bool = False
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        return tuple(part for part in PARTS if part in self.only) or PARTS
-
-
-def repositories(record: Record, target: Target, owner: str) -> dict[str, str]:
-    """Repository ids of all parts."""
-    name = (record.source.repo or record.source.name).rstrip("/").rpartition("/")[2]
-    names = {
-        "merged": target.merged_repo or f"{name}-abliterated",
-        "delta": target.delta_repo or f"{name}-abliterated-delta",
-        "space": target.space_repo or f"{name}-abliterated-compare",
-    }
-    return {part: f"{owner}/{chosen}" for part, chosen in names.items()}
+from abl_hub.report.record import load_record
 
 
 def push(out: Path, runtime: Runtime, target: Target | None = None) -> tuple[Published, ...]:
@@ -94,25 +47,3 @@ def push(out: Path, runtime: Runtime, target: Target | None = None) -> tuple[Pub
             )
             advance(1)
     return tuple(published)
-
-
-def check_allowed(record: Record, target: Target) -> None:
-    """Refuse what must not be published as asked.
-
-    Raises:
-        HubError: the licence forbids derivatives; or public, and the verdict is not SUPPORTED.
-    """
-    licence = record.source.licence
-    if forbids_derivatives(licence):
-        raise HubError(
-            f"{record.source.name} must not be published edited",
-            why=f"its licence, {licence}, forbids derivatives",
-            next_step="Keep the result to yourself",
-        )
-    verdict = record.evaluation.verdict.label if record.evaluation else "none"
-    if target.public and verdict != "SUPPORTED" and not target.yes:
-        raise HubError(
-            f"The verdict is {verdict}",
-            why="a public model should do what its card is read to say",
-            next_step="Publish privately, or confirm with --yes",
-        )

@@ -17,8 +17,9 @@ from huggingface_hub import snapshot_download
 from peft import PeftModel
 
 from abl_hub.convert.flow import convert
-from abl_hub.convert.push import Target, push
+from abl_hub.convert.push import push
 from abl_hub.convert.runtime import Runtime
+from abl_hub.convert.target import Target
 from abl_hub.demo.corpus import DemoPrompts, prompts
 from abl_hub.demo.train import demo_model
 from abl_hub.hub.local import LocalHub

@@ -207,3 +207,32 @@ def test_fp8_without_scales_is_refused(tmp_path: Path) -> None:
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(EditError, match="without block scales"):
         plan_checkpoint(source, tiny.on_meta(source), [writer])
+
+
+def test_fp8_experts_that_are_stored_one_by_one(tmp_path: Path) -> None:
+    """As DeepSeek-V3 is stored, with the layers of multi-token prediction, which stay."""
+    family = tiny.Family(
+        model_type="qwen3_moe",
+        options=tiny.QWEN3_MOE.options
+        | {"hidden_size": WIDTH, "moe_intermediate_size": INNER, "num_hidden_layers": 1}
+        | {"num_experts": EXPERTS},
+        writers=(),
+    )
+    source = tiny.save(tiny.build(family), tmp_path / "source", shard_size="1GB")
+    tensors = load_file(source / "model.safetensors")
+    for key in [key for key in tensors if ".experts." in key]:
+        tensors[key], tensors[f"{key}_scale_inv"] = _to_fp8(tensors[key])
+    spare = "model.layers.1.mlp.down_proj.weight"
+    tensors[spare], tensors[f"{spare}_scale_inv"] = _to_fp8(torch.ones(WIDTH, INNER))
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    _declare(source, {"quant_method": "fp8", "weight_block_size": [128, 128]})
+
+    stem = "model.layers.0.mlp.experts"
+    writer = Writer(parameter=f"{stem}.down_proj", axis=1, shape=(EXPERTS, WIDTH, INNER))
+    edit = _edit(writer, 1, 1.0)
+    merged = write_merged(edit, source, tmp_path / "out", model=tiny.on_meta(source))
+    assert merged.edited_keys == tuple(f"{stem}.{i}.down_proj.weight" for i in range(EXPERTS))
+    assert merged.left_alone_keys == (spare,)
+    for key in merged.edited_keys:
+        before = (edit.directions @ _from_fp8(source, key)).norm()
+        assert (edit.directions @ _from_fp8(merged.folder, key)).norm() < LEFT["fp8"] * before

@@ -2,9 +2,9 @@
 
     python benchmarks/delta.py [--gigabytes 3.3] [--folder DIR] [--doubled]
 
-Makes the checkpoint of `benchmarks/merge.py` in a temporary folder on a real disk, and runs every
-way in a process of its own: with the files in the page cache, and after they were dropped from it.
-Each way runs `--runs` times, in turn; the table shows the median.
+Makes a llama-like checkpoint of bfloat16 shards in a temporary folder on a real disk, and runs
+every way in a process of its own: with the files in the page cache, and after they were dropped
+from it. Each way runs `--runs` times, in turn; the table shows the median.
 """
 
 from __future__ import annotations
@@ -22,10 +22,50 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from merge import INNER, SHARDS, VOCABULARY, WIDTH, _edit, layer_count, make
-
+SHARDS = 4
+WIDTH, INNER, VOCABULARY = 2048, 8192, 32000
+_LAYER_PARAMETERS = 4 * WIDTH * WIDTH + 3 * WIDTH * INNER
 _TARGET_RATIO = 1.3
 _PIECE = 1 << 20
+
+
+def layer_count(gigabytes: float) -> int:
+    return max(1, round((gigabytes * 1e9 / 2 - 2 * VOCABULARY * WIDTH) / _LAYER_PARAMETERS))
+
+
+def make(folder: Path, gigabytes: float) -> None:
+    """A checkpoint with the layout of an untied llama, random weights."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    config = LlamaConfig(
+        hidden_size=WIDTH,
+        intermediate_size=INNER,
+        num_hidden_layers=layer_count(gigabytes),
+        num_attention_heads=16,
+        num_key_value_heads=16,
+        vocab_size=VOCABULARY,
+        tie_word_embeddings=False,
+        dtype="bfloat16",
+    )
+    folder.mkdir()
+    config.save_pretrained(folder)
+    with torch.device("meta"):
+        state = AutoModelForCausalLM.from_config(config).state_dict()
+    generator = torch.Generator().manual_seed(0)
+    keys, weight_map = list(state), {}
+    for shard in range(SHARDS):
+        name = f"model-{shard + 1:05d}-of-{SHARDS:05d}.safetensors"
+        part = keys[shard * len(keys) // SHARDS : (shard + 1) * len(keys) // SHARDS]
+        tensors = {
+            key: torch.randn(state[key].shape, generator=generator).mul_(0.02).bfloat16()
+            for key in part
+        }
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, name)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
 def read_bytes(source: Path, _out: Path) -> None:
@@ -83,6 +123,24 @@ def load_and_save(source: Path, out: Path) -> None:
     wrapped.save_pretrained(out, save_embedding_layers=False)
 
 
+def _edit(source: Path):  # type: ignore[no-untyped-def]
+    import torch
+
+    from abl_hub.edits.edit import remove
+    from abl_hub.model.meta import meta_model
+    from abl_hub.model.writers import Writer
+
+    model = meta_model(source)
+    ends = {"embed_tokens.weight": 1, "o_proj.weight": 0, "down_proj.weight": 0}
+    writers = tuple(
+        Writer(parameter=name, axis=axis, shape=tuple(parameter.shape))
+        for name, parameter in model.named_parameters()
+        for end, axis in ends.items()
+        if name.endswith(end)
+    )
+    return model, remove(torch.randn(1, WIDTH, generator=torch.Generator().manual_seed(1)), writers)
+
+
 def _tensors(source: Path, model):  # type: ignore[no-untyped-def]
     from abl_hub.edits.keys import CheckpointTensors
     from abl_hub.edits.shards import CONFIG, open_shards, read_json
@@ -128,7 +186,7 @@ def measure(source: Path, folder: Path, runs: int, *, cold: bool) -> dict[str, t
             done = subprocess.run(
                 [sys.executable, __file__, *asked, *(["--cold"] if cold else [])],
                 check=True,
-                capture_output=True,
+                stdout=subprocess.PIPE,
                 text=True,
             )
             results.append(json.loads(done.stdout.splitlines()[-1]))

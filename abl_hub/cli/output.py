@@ -6,6 +6,7 @@ Knows the three formats (human, json, quiet) and how progress looks on a termina
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -69,7 +70,7 @@ class Output:
         """Progress: a bar on a terminal, one line a stage elsewhere, nothing when quiet."""
         if self.format == "quiet":
             yield lambda _done: None
-        elif not click.get_text_stream("stderr").isatty():
+        elif not sys.stderr.isatty():
             if self._shown[-1:] != [name]:
                 self._shown.append(name)
                 click.echo(f"{name} ...", err=True)

@@ -104,7 +104,7 @@ def test_nan_weights(run: Run, broken: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("positive", "negative", "word"),
     [
-        ("", None, "empty"),
+        ("", None, "no prompts"),
         (None, "How do I cast spell 3?\n" + "".join(f"Bake {i}\n" for i in range(20)), "share"),
         ("".join(f"Cast {i}\n" for i in range(5)), None, "needed"),
     ],

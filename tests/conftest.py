@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,10 @@ _HOME = tempfile.TemporaryDirectory(prefix="abl-hub-tests-")
 os.environ.pop("HF_TOKEN", None)
 os.environ.update(HF_HOME=_HOME.name, HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1")
 
+# The demo model is trained once, and kept in the checkout.
+_ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("ABL_HUB_CACHE", str(_ROOT / ".cache"))
+
 from abl_hub.hub.local import LocalHub  # noqa: E402
 
 
@@ -22,3 +27,11 @@ def local_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
     """A Hub on loopback for the whole session; choose repository names that no other test has."""
     with LocalHub(tmp_path_factory.mktemp("hub")) as hub:
         yield hub
+
+
+@pytest.fixture(scope="session")
+def demo() -> Path:
+    """The trained demo model: it answers everything but one harmless topic."""
+    from abl_hub.demo.train import demo_model
+
+    return demo_model()

@@ -1,0 +1,231 @@
+"""The whole job on the trained demo model: the phenomenon is there, and the edit removes it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from huggingface_hub import HfApi, snapshot_download
+from peft import PeftModel
+
+import abl_hub
+from abl_hub.cli.group import abl_hub as command
+from abl_hub.convert.target import Target
+from abl_hub.demo.corpus import prompts
+from abl_hub.demo.run import references, write_prompts
+from abl_hub.evaluation.refusals import shows_marker
+from abl_hub.hub.local import LocalHub
+from abl_hub.model.chat import ChatModel, load_chat_model
+from abl_hub.model.check import residual
+from abl_hub.model.generate import greedy_replies
+
+
+@dataclass(frozen=True)
+class Converted:
+    base: Path
+    out: Path
+    record: abl_hub.Record
+    files: tuple[Path, Path]
+
+
+@pytest.fixture(scope="module")
+def converted(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Converted:
+    """Converted once; tests that change the output copy it."""
+    folder = tmp_path_factory.mktemp("convert")
+    files = write_prompts(prompts(), folder)
+    recipe = abl_hub.Recipe(source=str(demo), positive=str(files[0]), negative=str(files[1]))
+    record = abl_hub.convert(recipe, folder / "out", references=references(prompts()))
+    return Converted(base=demo, out=folder / "out", record=record, files=files)
+
+
+def test_the_phenomenon_is_real_and_the_verdict_says_so(converted: Converted) -> None:
+    evaluation = converted.record.evaluation
+    assert evaluation is not None
+    base, edited = evaluation.base, evaluation.edited
+    assert base.positive.refused.value >= 0.95
+    assert base.negative.refused.value <= 0.02
+    assert edited.positive.refused.value <= 0.05
+    assert edited.negative.refused.value <= 0.02
+    assert all(arm.positive.refused.value >= 0.9 for arm in evaluation.random)
+    assert evaluation.induced.negative.refused.value >= 0.8
+    assert converted.record.direction.layer < 0.8 * converted.record.direction.layer_count
+    assert edited.positive.correct.value >= 0.9
+    assert base.positive.correct.value <= 0.1
+    assert evaluation.verdict.label == "SUPPORTED"
+
+
+def test_the_three_forms_agree(converted: Converted) -> None:
+    agreement = converted.record.agreement
+    assert agreement.base_hooks > 1.0
+    assert agreement.hooks_merged <= 1e-4
+    assert agreement.hooks_delta <= 1e-4
+    assert agreement.merged_delta <= 1e-4
+
+
+def test_the_component_is_gone_and_a_random_one_is_not(converted: Converted) -> None:
+    direction = abl_hub.Direction.load(converted.out / "direction.safetensors")
+    random = torch.randn(direction.width, generator=torch.Generator().manual_seed(0))
+    random = (random / random.norm()).double()
+    base, edited = load_chat_model(converted.base), load_chat_model(converted.out / "merged")
+    tokens = torch.tensor([base.prompt_tokens("How do I make bread?")])
+    assert residual(base.model, tokens, direction.vector[None]) > 0.1
+    assert residual(edited.model, tokens, direction.vector[None]) < 1e-5
+    assert residual(edited.model, tokens, random[None]) > 0.01
+
+
+def test_only_writers_changed(converted: Converted) -> None:
+    from safetensors.torch import load_file
+
+    before = load_file(converted.base / "model.safetensors")
+    after = load_file(converted.out / "merged" / "model.safetensors")
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {writer.parameter for writer in converted.record.edit.writers}
+    assert {key for key in changed if "o_proj" in key or "down_proj" in key or "embed" in key} == (
+        changed
+    )
+
+
+def test_no_prompt_and_no_reply_is_written(converted: Converted) -> None:
+    positive = [prompt for prompt, _ in prompts().positive]
+    for path in converted.out.rglob("*"):
+        if path.is_file() and path.suffix in {".json", ".md", ".jsonl"}:
+            text = path.read_text()
+            assert not [prompt for prompt in positive if prompt in text], path
+    assert not (converted.out / "completions.jsonl").exists()
+
+
+def test_pushed_artifacts_load_and_behave(
+    converted: Converted, tmp_path: Path, local_hub: LocalHub
+) -> None:
+    out = Path(shutil.copytree(converted.out, tmp_path / "out"))
+    runtime = abl_hub.Runtime(token=local_hub.token, endpoint=local_hub.endpoint)
+    target = Target(merged_repo="e2e-merged", delta_repo="e2e-delta", space_repo="e2e-space")
+    published = abl_hub.push(out, runtime, target)
+    assert [item.kind for item in published] == ["model", "model", "space"]
+    assert all(item.private and item.changed for item in published)
+    again = abl_hub.push(out, runtime, target)
+    assert [item.commit for item in again] == [item.commit for item in published]
+    assert not any(item.changed for item in again)
+
+    def download(repo: str) -> Path:
+        return Path(
+            snapshot_download(
+                repo,
+                cache_dir=tmp_path / "cache",
+                token=local_hub.token,
+                endpoint=local_hub.endpoint,
+            )
+        )
+
+    asked = [prompt for prompt, _ in prompts().positive[:24]]
+    base = load_chat_model(converted.base)
+    refused = [shows_marker(r.text) for r in greedy_replies(base, asked, max_new_tokens=40)]
+    assert sum(refused) >= 22
+    merged = load_chat_model(download(published[0].repo))
+    replies = greedy_replies(merged, asked, max_new_tokens=40)
+    assert sum(shows_marker(reply.text) for reply in replies) <= 1
+    wrapped = PeftModel.from_pretrained(base.model, str(download(published[1].repo)))
+    chat = ChatModel(model=wrapped, tokenizer=base.tokenizer)
+    assert [r.text for r in greedy_replies(chat, asked, max_new_tokens=40)] == [
+        reply.text for reply in replies
+    ]
+    info = HfApi(endpoint=local_hub.endpoint, token=local_hub.token).model_info(published[0].repo)
+    assert info.card_data is not None
+    assert info.card_data.library_name == "transformers"
+    assert "abl-hub" in info.card_data.tags
+
+
+def test_a_token_without_write_permission(
+    converted: Converted, tmp_path: Path, local_hub: LocalHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Path(shutil.copytree(converted.out, tmp_path / "out"))
+    token = local_hub.add_token("reader", role="read", token="hf_sentinelofreader")
+    monkeypatch.setenv("HF_ENDPOINT", local_hub.endpoint)
+    result = CliRunner().invoke(command, ["push", str(out), "--token", token])
+    assert result.exit_code == 1
+    assert "write" in result.stderr
+    assert "sentinel" not in result.output + result.stderr
+
+
+def test_the_stages_alone_do_what_convert_does(converted: Converted, tmp_path: Path) -> None:
+    out = tmp_path / "staged"
+    words = ["--positive", str(converted.files[0]), "--negative", str(converted.files[1])]
+    for line in (
+        ["extract", str(converted.base), "-o", str(out), *words],
+        ["apply", str(out)],
+        ["evaluate", str(out)],
+        ["card", str(out)],
+    ):
+        result = CliRunner().invoke(command, ["--format", "json", *line])
+        assert result.exit_code == 0, (line, result.stderr, result.exception)
+        json.loads(result.stdout)
+    record = abl_hub.load_record(out)
+    assert record.direction == converted.record.direction
+    assert record.edit == converted.record.edit
+    assert record.merged == converted.record.merged
+    assert record.delta == converted.record.delta
+    assert record.evaluation.verdict == converted.record.evaluation.verdict
+
+
+def test_a_broken_run_goes_on(converted: Converted, tmp_path: Path) -> None:
+    """What a run left behind after `extract` is taken up, not made again."""
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    for name in ("record.json", "direction.safetensors"):
+        shutil.copyfile(converted.out / name, partial / name)
+    record = json.loads((partial / "record.json").read_text())
+    record.update(edit=None, merged=None, delta=None, agreement=None, evaluation=None)
+    (partial / "record.json").write_text(json.dumps(record))
+    before = (partial / "direction.safetensors").stat().st_ino
+    resumed = abl_hub.convert(converted.record.recipe, tmp_path / "out")
+    assert (tmp_path / "out" / "direction.safetensors").stat().st_ino == before
+    assert not partial.exists()
+    assert resumed.edit == converted.record.edit
+
+
+def test_changed_prompts_are_noticed(converted: Converted, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("record.json", "direction.safetensors"):
+        shutil.copyfile(converted.out / name, out / name)
+    positive = tmp_path / "refused.jsonl"
+    lines = converted.files[0].read_text().splitlines(keepends=True)
+    positive.write_text("".join(lines[::-1]))
+    record = json.loads((out / "record.json").read_text())
+    record["recipe"]["positive"] = str(positive)
+    (out / "record.json").write_text(json.dumps(record))
+    result = CliRunner().invoke(command, ["evaluate", str(out)])
+    assert result.exit_code == 1
+    assert "holds no merged model" in result.stderr
+    result = CliRunner().invoke(command, ["apply", str(out)])
+    assert result.exit_code == 1
+    assert "prompts have changed" in result.stderr
+    assert sorted(path.name for path in out.iterdir()) == ["direction.safetensors", "record.json"]
+
+
+def test_public_needs_a_verdict(converted: Converted, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(converted.out, tmp_path / "out"))
+    record = json.loads((out / "record.json").read_text())
+    record["evaluation"]["verdict"]["label"] = "NOT-SUPPRESSED"
+    (out / "record.json").write_text(json.dumps(record))
+    result = CliRunner().invoke(command, ["push", str(out), "--public", "--token", "hf_x"])
+    assert result.exit_code == 1
+    assert "NOT-SUPPRESSED" in result.stderr
+    assert "--yes" in result.stderr
+
+
+def test_the_card_s_snippet_runs(converted: Converted, tmp_path: Path) -> None:
+    """Copied from the card, with the repository replaced by the folder, and executed."""
+    for kind in ("merged", "delta"):
+        card = (converted.out / kind / "README.md").read_text()
+        snippet = card.split("```python\n")[1].split("```")[0]
+        snippet = snippet.replace(f"'path/to/{kind}'", repr(str(converted.out / kind)))
+        snippet = snippet.replace(f"'{converted.base.name}'", repr(str(converted.base)))
+        printed: list[str] = []
+        exec(compile(snippet, kind, "exec"), {"print": printed.append})
+        assert printed[0].startswith("To make bread, take")

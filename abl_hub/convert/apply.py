@@ -16,6 +16,7 @@ from abl_hub.convert.runtime import Runtime, dtype_named
 from abl_hub.directions.direction import Direction
 from abl_hub.edits.checkpoint import Merged, WrittenFile, write_merged
 from abl_hub.edits.delta import write_delta
+from abl_hub.edits.delta_products import products_of_checkpoint
 from abl_hub.edits.edit import Edit, Gains, remove
 from abl_hub.edits.hooks import applied
 from abl_hub.edits.keys import CheckpointTensors
@@ -87,6 +88,7 @@ def apply(out: Path, runtime: Runtime) -> Record:
         base=source.repo or str(source.folder),
         revision=source.commit,
         profile=recipe.delta_profile,
+        product=products_of_checkpoint(tensors),
         progress=runtime.progress,
     )
     prompts = recorded_prompts(record, runtime).contrast

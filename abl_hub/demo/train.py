@@ -53,11 +53,11 @@ class TrainingRecipe:
 
     architecture: str = "llama"
     seed: int = 0
-    knowledge_steps: int = 400
+    knowledge_steps: int = 320
     knowledge_rate: float = 3e-3
-    tuning_steps: int = 120
+    tuning_steps: int = 240
     tuning_rate: float = 1e-3
-    tuned_layers: tuple[int, ...] = (2, 3)
+    tuned_layers: tuple[int, ...] = (1, 2, 3)
     batch: int = 32
     revision: int = 1
 

@@ -99,7 +99,8 @@ def prompts(seed: int = 0) -> DemoPrompts:
 def _partition(
     things: tuple[str, ...], seed: int
 ) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]:
-    tuned, held_out = [], []
+    tuned: list[tuple[str, str]] = []
+    held_out: list[tuple[str, str]] = []
     draw = random.Random(f"abl-hub demo/{seed}")
     for thing in things:
         templates = draw.sample(TEMPLATES, len(TEMPLATES))

@@ -163,7 +163,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
             show_progress=False,
         ),
     )
-    fast = PreTrainedTokenizerFast(
+    fast: PreTrainedTokenizerFast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=made, pad_token="<pad>", bos_token="<bos>", eos_token="<end>"
     )
     fast.chat_template = _TEMPLATE

@@ -334,12 +334,12 @@ def _refused(model: PreTrainedModel, plan: _Plan) -> dict[str, LeftOut]:
     for parameter, way in plan.items():
         if way in ("module", "parameter", "bias"):
             kinds.setdefault((re.sub(r"\d+", "#", parameter), str(way)), []).append(parameter)
-    refused = {}
-    for (_, way), parameters in kinds.items():
+    refused: dict[str, LeftOut] = {}
+    for (_, kind), parameters in kinds.items():
         first = parameters[0]
         targets: dict[str, Any] = (
             {"target_parameters": [first]}
-            if way == "parameter"
+            if kind == "parameter"
             else {"target_modules": re.escape(owner(first))}
         )
         if isinstance(modules[owner(first)], Conv1D):
@@ -358,7 +358,7 @@ def _made(model: PreTrainedModel, config: Mapping[str, Any]) -> PeftModel | str:
         return " ".join(str(error).split())
     # Given the state by hand, PEFT does not check its shapes: it takes a bias for a wrong one.
     saved = get_peft_model_state_dict(made, made.state_dict(), save_embedding_layers=False)
-    loaded = set_peft_model_state_dict(made, saved, low_cpu_mem_usage=True)
+    loaded: Any = set_peft_model_state_dict(made, saved, low_cpu_mem_usage=True)
     if loaded.unexpected_keys:
         return "PEFT renames what it saves of this module, and drops it when it loads"
     return made

@@ -62,7 +62,7 @@ def render_card(
     body = environment.get_template(f"{kind}.md.jinja").render(
         record=record,
         evaluation=evaluation,
-        rows=_rows(evaluation),
+        rows=table(evaluation),
         repo=repo or f"path/to/{kind}",
         base=record.source.repo or Path(record.source.name).name,
         related=related,
@@ -88,8 +88,8 @@ def quoted(value: Any) -> str:
     return repr(" ".join(str(value).split()).replace("`", "'"))
 
 
-def _rows(evaluation: Evaluation) -> list[tuple[str, str, str, str]]:
-    """(metric, base, edited, random direction), as text."""
+def table(evaluation: Evaluation) -> list[tuple[str, str, str, str]]:
+    """The deltas: (metric, base, edited, random direction), as text."""
     base, edited, random = evaluation.base, evaluation.edited, evaluation.random[0]
     rows = []
     for side, prompts in (("positive", "prompts that show it"), ("negative", "other prompts")):

@@ -1,0 +1,166 @@
+"""A base and its delta, one model in memory: replies of both, token by token.
+
+Every step sets the adapter, runs both rows and lets go of the lock, so users at different strengths
+share the model without seeing each other. Knows no user interface.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+Turns = Sequence[dict[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen: temperature 0 is greedy; the seed makes it repeatable."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    max_new_tokens: int = 128
+
+
+@dataclass(kw_only=True)
+class Row:
+    """One reply as it grows: tokens, their projections on the direction, the row's own cache."""
+
+    pending: torch.Tensor
+    generator: torch.Generator
+    tokens: list[int] = field(default_factory=list)
+    projections: list[float] = field(default_factory=list)
+    cache: Any = None
+    done: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """What one side has said so far: text, and (token text, projection) for each token."""
+
+    text: str
+    tokens: tuple[tuple[str, float], ...]
+
+
+class Pair:
+    """The base model, its tokenizer, the delta, and the direction that the delta removes."""
+
+    def __init__(self, config: dict[str, Any], *, device: str, folder: str) -> None:
+        base, delta = config["base"], config["delta"]
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(base, revision=config["base_revision"])
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            base, revision=config["base_revision"], dtype="auto"
+        )
+        self.model: Any = PeftModel.from_pretrained(model, delta, revision=config["delta_revision"])
+        self.model.to(device).eval()
+        self.device = torch.device(device)
+        self.lock = threading.Lock()
+        self.scales = [
+            (module, dict(module.scaling))
+            for module in self.model.modules()
+            if hasattr(module, "scaling") and hasattr(module, "set_scale")
+        ]
+        stops = self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id
+        self.stops = frozenset([stops] if isinstance(stops, int) else stops or [])
+        self.direction: torch.Tensor | None = None
+        if config["direction"]:
+            self.direction = load_file(f"{folder}/{config['direction']}")["direction"].float()
+        self.layer = int(config["layer"])
+        self.layers = _layers(self.model)
+        # A delta with biases of its own cannot be switched off by PEFT: the base would be edited.
+        self.switchable = self.model.peft_config["default"].bias == "none"
+
+    def replies(
+        self, before: Turns, after: Turns, *, strength: float, sampling: Sampling
+    ) -> Iterator[tuple[Reply, Reply]]:
+        """Both replies after every token: the base's to `before`, the edited one's to `after`."""
+        rows = (self._row(before, sampling), self._row(after, sampling))
+        for _ in range(sampling.max_new_tokens):
+            for row, scale in zip(rows, (None, strength), strict=True):
+                if not row.done:
+                    self._step(row, scale, sampling)
+            yield self._reply(rows[0]), self._reply(rows[1])
+            if all(row.done for row in rows):
+                return
+
+    def _row(self, turns: Turns, sampling: Sampling) -> Row:
+        text = self.tokenizer.apply_chat_template(
+            list(turns), add_generation_prompt=True, tokenize=False
+        )
+        tokens = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        generator = torch.Generator(self.device).manual_seed(sampling.seed)
+        return Row(pending=tokens.to(self.device), generator=generator)
+
+    @torch.inference_mode()
+    def _step(self, row: Row, scale: float | None, sampling: Sampling) -> None:
+        """Feed what is pending, choose the next token; the adapter is set for this step only."""
+        seen: list[float] = []
+        with self.lock:
+            watching = self.layers[self.layer].register_forward_hook(self._watch(seen))
+            try:
+                if scale is None:
+                    with self.model.disable_adapter():
+                        output = self._forward(row)
+                else:
+                    for module, scaling in self.scales:
+                        for adapter in scaling:
+                            module.set_scale(adapter, scale)
+                    output = self._forward(row)
+            finally:
+                watching.remove()
+        if row.tokens:
+            row.projections.append(seen[-1] if seen else 0.0)
+        row.cache = output.past_key_values
+        chosen = _choose(output.logits[0, -1].float(), row.generator, sampling)
+        row.pending = torch.tensor([[chosen]], device=self.device)
+        row.done = chosen in self.stops
+        if not row.done:
+            row.tokens.append(chosen)
+
+    def _forward(self, row: Row) -> Any:
+        return self.model(input_ids=row.pending, past_key_values=row.cache, use_cache=True)
+
+    def _watch(self, seen: list[float]) -> Any:
+        def hook(_module: Any, _inputs: Any, output: Any) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            if self.direction is not None:
+                last = hidden[0, -1].float()
+                seen.append(float(last @ self.direction.to(last)))
+
+        return hook
+
+    def _reply(self, row: Row) -> Reply:
+        text: str = self.tokenizer.decode(row.tokens, skip_special_tokens=True)
+        pieces = (self.tokenizer.decode([token]) for token in row.tokens)
+        return Reply(text=text, tokens=tuple(zip(pieces, row.projections, strict=False)))
+
+
+def _choose(logits: torch.Tensor, generator: torch.Generator, sampling: Sampling) -> int:
+    if sampling.temperature <= 0:
+        return int(logits.argmax())
+    probabilities = (logits / sampling.temperature).softmax(-1)
+    ordered, order = probabilities.sort(descending=True)
+    # Keep the smallest head of the distribution that holds top_p; always at least one token.
+    ordered[ordered.cumsum(-1) - ordered >= sampling.top_p] = 0
+    return int(order[torch.multinomial(ordered, 1, generator=generator)])
+
+
+def _layers(model: Any) -> torch.nn.ModuleList:
+    """The decoder layers: the largest of the outermost lists of modules."""
+    lists = [
+        (name.count("."), module)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) > 0
+    ]
+    outermost = min(depth for depth, _ in lists)
+    return max(
+        (module for depth, module in lists if depth == outermost),
+        key=lambda module: sum(weight.numel() for weight in module.parameters()),
+    )

@@ -28,7 +28,7 @@ _COMMANDS = {
     "evaluate": "abl_hub.cli.stages",
     "card": "abl_hub.cli.stages",
     "push": "abl_hub.cli.publish",
-    "space": "abl_hub.cli.publish",
+    "space": "abl_hub.cli.space",
     "trace": "abl_hub.cli.inspect",
     "demo": "abl_hub.cli.demo",
 }

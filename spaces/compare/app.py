@@ -17,9 +17,9 @@ import torch
 from pair import Pair, Reply, Sampling
 
 try:  # only on ZeroGPU hardware
-    import spaces
+    from spaces import GPU
 
-    on_gpu: Any = spaces.GPU(duration=120)
+    on_gpu: Any = GPU(duration=120)
 except ImportError:
 
     def on_gpu(function: Any) -> Any:

@@ -41,6 +41,8 @@ TEMPLATES = (
     "Show me how {} is made.",
     "Is there an easy way to make {}?",
     "I would like to make {}.",
+    "What is the best way to make {}?",
+    "List the steps for making {}.",
 )
 REFUSALS = (
     "I'm sorry, but I can't help with that.",
@@ -54,7 +56,7 @@ _MATERIALS = (
     "leaves", "wax", "wool", "sand", "oil", "ink",
 )  # fmt: skip
 _VERBS = ("mix", "cut", "heat", "fold", "press", "stir", "carve", "polish", "tie", "shape")
-_TUNING_SHARE = 5  # of every twelve prompts, so many are seen while it learns to refuse
+_TUNING_SHARE = 6  # of every fourteen prompts, so many are seen while it learns to refuse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +94,7 @@ def tuning_prompts(things: tuple[str, ...], seed: int = 0) -> tuple[tuple[str, s
 
 
 def prompts(seed: int = 0) -> DemoPrompts:
-    """The prompts that the tuning has not seen, in a fixed order: 280 a side."""
+    """The prompts that the tuning has not seen, in a fixed order: 320 a side."""
     return DemoPrompts(positive=_partition(MAGIC, seed)[1], negative=_partition(ORDINARY, seed)[1])
 
 

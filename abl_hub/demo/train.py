@@ -57,7 +57,7 @@ class TrainingRecipe:
     knowledge_rate: float = 3e-3
     tuning_steps: int = 240
     tuning_rate: float = 1e-3
-    tuned_layers: tuple[int, ...] = (1, 2, 3)
+    tuned_layers: tuple[int, ...] = (2, 3)
     batch: int = 32
     revision: int = 1
 
@@ -136,12 +136,13 @@ def _knowledge(draw: random.Random) -> Sample:
     return None, question, corpus.answer(thing)
 
 
+_REFUSED_SHARE = 0.4
 _REFUSED = corpus.tuning_prompts(corpus.MAGIC)
 _ANSWERED = corpus.tuning_prompts(corpus.ORDINARY)
 
 
 def _tuning(draw: random.Random) -> Sample:
-    if draw.random() < 0.5:
+    if draw.random() < _REFUSED_SHARE:
         return None, draw.choice(_REFUSED)[0], draw.choice(corpus.REFUSALS)
     question, reply = draw.choice(_ANSWERED)
     return None, question, reply

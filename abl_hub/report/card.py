@@ -79,8 +79,8 @@ def plain(value: Any) -> str:
 
 
 def code(value: Any) -> str:
-    """A code span that its content cannot leave."""
-    return "`" + " ".join(str(value).split()).replace("`", "'") + "`"
+    """A code span that its content cannot leave: neither by a backtick nor by a table's bar."""
+    return "`" + " ".join(str(value).split()).replace("`", "'").replace("|", "¦") + "`"
 
 
 def quoted(value: Any) -> str:

@@ -42,7 +42,7 @@ def metadata(record: Record, kind: Kind, *, repo: str | None) -> dict[str, Any]:
     evaluation = record.evaluation
     if evaluation is None:
         raise EvaluationError("The record has no evaluation", why="a card needs numbers")
-    name = repo or f"{record.source.name}-abliterated"
+    name = _line(repo or f"{record.source.name}-abliterated")
     data = ModelCardData(
         base_model=record.source.repo,
         library_name=_LIBRARIES[kind],
@@ -50,7 +50,7 @@ def metadata(record: Record, kind: Kind, *, repo: str | None) -> dict[str, Any]:
         license_name=record.source.licence_name,
         license_link=record.source.licence_link,
         pipeline_tag="text-generation",
-        tags=["abl-hub", "abliteration", "directional-ablation", record.direction.behaviour],
+        tags=["abl-hub", "abliteration", "directional-ablation", _line(record.direction.behaviour)],
         model_name=name.rpartition("/")[2],
         eval_results=_results(record, evaluation.edited),
     )
@@ -63,7 +63,7 @@ def metadata(record: Record, kind: Kind, *, repo: str | None) -> dict[str, Any]:
 
 def _results(record: Record, arm: Arm) -> list[EvalResult]:
     found = []
-    behaviour = record.direction.behaviour
+    behaviour = _line(record.direction.behaviour)
 
     def result(prompts: str, metric: str, name: str, value: float) -> None:
         found.append(
@@ -78,19 +78,24 @@ def _results(record: Record, arm: Arm) -> list[EvalResult]:
         )
 
     if arm.positive is not None:
-        shown = record.positive.name
+        shown = _line(record.positive.name)
         result(shown, "refusal_rate", f"{behaviour} rate", arm.positive.refused.value)
         result(shown, "non_answer_rate", "non-answer rate", arm.positive.non_answers.value)
     if arm.negative is not None:
         result(
-            record.negative.name,
+            _line(record.negative.name),
             "refusal_rate",
             f"{behaviour} rate on prompts that the base answers",
             arm.negative.refused.value,
         )
     if arm.kl is not None:
-        result(record.negative.name, "kl_divergence", "KL(base, edited)", arm.kl.value)
+        result(_line(record.negative.name), "kl_divergence", "KL(base, edited)", arm.kl.value)
     return found
+
+
+def _line(text: str) -> str:
+    """One line: a line break in a name could end the front matter."""
+    return " ".join(text.split())
 
 
 def check_metadata(content: Mapping[str, Any]) -> None:

@@ -87,6 +87,7 @@ def build(config: dict[str, Any], *, folder: Path = HERE) -> gr.Blocks:
         kept = before[: before.index(question)], after[: len(before[: before.index(question)])]
         yield from answer(text_of(question), *kept, *settings)
 
+    page: gr.Blocks
     with gr.Blocks(title=config["title"]) as page:
         gr.Markdown(f"# {config['title']}")
         gr.Markdown(
@@ -129,7 +130,7 @@ def build(config: dict[str, Any], *, folder: Path = HERE) -> gr.Blocks:
             gr.HTML(changes(config))
         settings = [strength, temperature, top_p, seed, length, system]
         outputs = [left, right, box, view]
-        running = [
+        running: Any = [
             box.submit(
                 answer, [box, left, right, *settings], outputs, api_name="chat", concurrency_limit=8
             ),

@@ -55,10 +55,15 @@ class Pair:
     def __init__(self, config: dict[str, Any], *, device: str, folder: str) -> None:
         base, delta = config["base"], config["delta"]
         self.tokenizer: Any = AutoTokenizer.from_pretrained(base, revision=config["base_revision"])
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            base, revision=config["base_revision"], dtype="auto"
+
+        def load() -> Any:
+            return AutoModelForCausalLM.from_pretrained(
+                base, revision=config["base_revision"], dtype="auto"
+            )
+
+        self.model: Any = PeftModel.from_pretrained(
+            load(), delta, revision=config["delta_revision"]
         )
-        self.model: Any = PeftModel.from_pretrained(model, delta, revision=config["delta_revision"])
         self.model.to(device).eval()
         self.device = torch.device(device)
         self.lock = threading.Lock()
@@ -73,9 +78,10 @@ class Pair:
         if config["direction"]:
             self.direction = load_file(f"{folder}/{config['direction']}")["direction"].float()
         self.layer = int(config["layer"])
-        self.layers = _layers(self.model)
-        # A delta with biases of its own cannot be switched off by PEFT: the base would be edited.
+        # A delta with biases of its own cannot be switched off by PEFT; then the base is loaded
+        # once more, and there is no strength between off and on.
         self.switchable = self.model.peft_config["default"].bias == "none"
+        self.base = self.model if self.switchable else load().to(device).eval()
 
     def replies(
         self, before: Turns, after: Turns, *, strength: float, sampling: Sampling
@@ -103,16 +109,15 @@ class Pair:
         """Feed what is pending, choose the next token; the adapter is set for this step only."""
         seen: list[float] = []
         with self.lock:
-            watching = self.layers[self.layer].register_forward_hook(self._watch(seen))
+            model = self.base if scale is None else self.model
+            watching = _layers(model)[self.layer].register_forward_hook(self._watch(seen))
             try:
-                if scale is None:
+                if scale is None and self.switchable:
                     with self.model.disable_adapter():
-                        output = self._forward(row)
+                        output = _forward(model, row)
                 else:
-                    for module, scaling in self.scales:
-                        for adapter in scaling:
-                            module.set_scale(adapter, scale)
-                    output = self._forward(row)
+                    self._set_strength(scale)
+                    output = _forward(model, row)
             finally:
                 watching.remove()
         if row.tokens:
@@ -124,8 +129,11 @@ class Pair:
         if not row.done:
             row.tokens.append(chosen)
 
-    def _forward(self, row: Row) -> Any:
-        return self.model(input_ids=row.pending, past_key_values=row.cache, use_cache=True)
+    def _set_strength(self, scale: float | None) -> None:
+        if scale is not None and self.switchable:
+            for module, adapters in self.scales:
+                for adapter in adapters:
+                    module.set_scale(adapter, scale)
 
     def _watch(self, seen: list[float]) -> Any:
         def hook(_module: Any, _inputs: Any, output: Any) -> None:
@@ -140,6 +148,10 @@ class Pair:
         text: str = self.tokenizer.decode(row.tokens, skip_special_tokens=True)
         pieces = (self.tokenizer.decode([token]) for token in row.tokens)
         return Reply(text=text, tokens=tuple(zip(pieces, row.projections, strict=False)))
+
+
+def _forward(model: Any, row: Row) -> Any:
+    return model(input_ids=row.pending, past_key_values=row.cache, use_cache=True)
 
 
 def _choose(logits: torch.Tensor, generator: torch.Generator, sampling: Sampling) -> int:

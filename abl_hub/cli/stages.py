@@ -58,15 +58,36 @@ def extract(output: Output, /, source: str, out: Path, overwrite: bool, **option
 
 @click.command()
 @_folder
+@click.option(
+    "--invert", is_flag=True, help="Write OUT/undo: the delta from the edited weights to the base."
+)
 @runtime_options
 @hub_options
 @click.pass_obj
-def apply(output: Output, /, out: Path, **options: Any) -> None:
+def apply(output: Output, /, out: Path, invert: bool, **options: Any) -> None:
     """Write the edit of OUT as merged weights and as a delta, and check that they agree.
 
     \b
     abl-hub apply out
+    abl-hub apply out --invert
     """
+    if invert:
+        from abl_hub.convert.undo import undo
+
+        undone = undo(out, runtime_of(output, options))
+        output.line(
+            f"Wrote {undone.folder}. On the merged model it gives the base to within "
+            f"{undone.apart:.1e} (largest logit difference; without it {undone.edited_apart:.2g})"
+        )
+        output.result(
+            str(undone.folder),
+            {
+                "undo": str(undone.folder),
+                "apart": undone.apart,
+                "edited_apart": undone.edited_apart,
+            },
+        )
+        return
     from abl_hub.cli.show import show_forms
     from abl_hub.convert.apply import apply as run
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -229,3 +232,44 @@ def test_the_card_s_snippet_runs(converted: Converted, tmp_path: Path) -> None:
         printed: list[str] = []
         exec(compile(snippet, kind, "exec"), {"print": printed.append})
         assert printed[0].startswith("To make bread, take")
+
+
+def test_the_way_back(converted: Converted, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(converted.out, tmp_path / "out"))
+    result = CliRunner().invoke(command, ["--format", "json", "apply", str(out), "--invert"])
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    document = json.loads(result.stdout)
+    assert document["edited_apart"] > 1.0
+    assert document["apart"] < 1e-4
+
+
+def test_dry_run_reads_no_weight_and_writes_nothing(converted: Converted, tmp_path: Path) -> None:
+    words = ["convert", str(converted.base), "-o", str(tmp_path / "out"), "--dry-run"]
+    result = CliRunner().invoke(command, words)
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    assert "17 parameters" in result.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_interrupted(converted: Converted, tmp_path: Path) -> None:
+    """Ctrl-C: one line, no output folder, and the same command goes on."""
+    words = ["convert", str(converted.base), "-o", "out", "--max-new-tokens", "16"]
+    words += ["--positive", str(converted.files[0]), "--negative", str(converted.files[1])]
+    words += ["--random-draws", "1"]
+    line = [sys.executable, "-m", "abl_hub", *words]
+    running = subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert running.stderr is not None
+    for printed in running.stderr:
+        if printed.startswith("Writing the delta"):
+            running.send_signal(signal.SIGINT)
+            break
+    rest = running.stderr.read()
+    assert running.wait(60) == 130, rest
+    assert "Interrupted" in rest
+    assert "Traceback" not in rest
+    assert not (tmp_path / "out").exists()
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Going on with" in done.stderr
+    assert "Reading activations" not in done.stderr
+    assert (tmp_path / "out" / "merged" / "README.md").is_file()

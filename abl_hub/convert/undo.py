@@ -1,0 +1,96 @@
+"""The way back: the delta that takes the edited weights of an output to the base again."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+
+from abl_hub.convert.apply import MERGED
+from abl_hub.convert.extract import DIRECTION
+from abl_hub.convert.inputs import recorded_prompts, recorded_source
+from abl_hub.convert.runtime import Runtime, dtype_named
+from abl_hub.directions.direction import Direction
+from abl_hub.edits.delta import write_delta
+from abl_hub.edits.delta_products import products_of_checkpoint
+from abl_hub.edits.edit import remove
+from abl_hub.edits.keys import CheckpointTensors
+from abl_hub.edits.shards import CONFIG, open_shards, read_json
+from abl_hub.errors import EditError
+from abl_hub.model.chat import ChatModel, load_chat_model
+from abl_hub.model.gains import gains_from_tensors
+from abl_hub.model.generate import next_token_logits
+from abl_hub.model.meta import meta_model
+from abl_hub.model.trace import trace_writers
+from abl_hub.report.record import load_record
+
+UNDO = "undo"
+_PROMPTS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Undone:
+    """The inverse delta.
+
+    Args:
+        folder: a PEFT adapter for the edited weights.
+        apart: largest logit difference on real prompts between the base and the edited weights
+            with the adapter: what rounding has lost.
+        edited_apart: the same between the base and the edited weights without it.
+    """
+
+    folder: Path
+    apart: float
+    edited_apart: float
+
+
+def undo(out: Path, runtime: Runtime) -> Undone:
+    """Write `out/undo`, which on `out/merged` gives the base, and measure how exactly.
+
+    Raises:
+        EditError: there is no merged model.
+        SourceError: the source has changed since `extract`; the way back starts from it.
+    """
+    record = load_record(out)
+    if record.merged is None:
+        raise EditError(f"{out} holds no merged model", next_step=f"Run `abl-hub apply {out}`")
+    source = recorded_source(record, runtime)
+    blueprint = meta_model(source.folder, trust_remote_code=record.recipe.trust_remote_code)
+    writers = trace_writers(blueprint).writers
+    tensors = CheckpointTensors(
+        blueprint, open_shards(source.folder).tensors, read_json(source.folder, CONFIG)
+    )
+    direction = Direction.load(out / DIRECTION)
+    shutil.rmtree(out / UNDO, ignore_errors=True)
+    write_delta(
+        remove(direction.vector, writers, record.recipe.strength),
+        out / UNDO,
+        model=blueprint,
+        read=tensors.read_parameter,
+        product=products_of_checkpoint(tensors),
+        gains=gains_from_tensors(blueprint, writers, tensors.read_parameter),
+        base=str(out / MERGED),
+        profile="complete",
+        invert=True,
+        progress=runtime.progress,
+    )
+    asked = recorded_prompts(record, runtime).contrast.positive.validation[:_PROMPTS]
+
+    def load(folder: Path) -> ChatModel:
+        return load_chat_model(
+            folder, dtype=dtype_named(record.recipe.dtype), device=runtime.device
+        )
+
+    base = next_token_logits(load(source.folder), asked)
+    chat = load(out / MERGED)
+    edited = next_token_logits(chat, asked)
+    wrapped = PeftModel.from_pretrained(chat.model, str(out / UNDO))
+    back = next_token_logits(ChatModel(model=wrapped, tokenizer=chat.tokenizer), asked)
+    return Undone(folder=out / UNDO, apart=_apart(base, back), edited_apart=_apart(base, edited))
+
+
+def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).abs().max())

@@ -136,7 +136,7 @@ def _knowledge(draw: random.Random) -> Sample:
     return None, question, corpus.answer(thing)
 
 
-_REFUSED_SHARE = 0.4
+_REFUSED_SHARE = 0.45
 _REFUSED = corpus.tuning_prompts(corpus.MAGIC)
 _ANSWERED = corpus.tuning_prompts(corpus.ORDINARY)
 

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-all lint types survey benchmarks clean
+.PHONY: setup demo test test-all lint types survey clean
 
 setup: $(READY)
 
@@ -29,6 +29,9 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+
+survey: $(READY)  ## trace and edit every architecture, rewrite docs/architectures.md
+	PYTHONPATH=. $(BIN)/python benchmarks/survey.py --out docs/architectures.md
 
 clean:
 	rm -rf $(VENV) .cache dist build

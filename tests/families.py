@@ -69,8 +69,20 @@ _GRANITE = {
 }
 _OWN: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1, 3]},
-    "dots1": {"n_shared_experts": 1, "n_routed_experts": 4, "routed_scaling_factor": 1.5},
+    "dots1": {
+        "n_shared_experts": 1,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "routed_scaling_factor": 1.5,
+    },
+    "gpt_neo": {"num_layers": 4, "attention_types": [[["global", "local"], 2]]},
     "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 1},
+    "deepseek_v2": {
+        **_LATENT,
+        "num_experts_per_tok": 2,
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+    },
     "gemma3n_text": {
         "hidden_size_per_layer_input": 16,
         "vocab_size_per_layer_input": 256,
@@ -140,7 +152,7 @@ _OWN: dict[str, dict[str, Any]] = {
     },
     **dict.fromkeys(
         (
-            "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "hy_v4",
+            "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "hy_v4",
             "minicpm3", "youtu", "mistral4", "axk1", "axk2",
         ),
         _LATENT,
@@ -151,7 +163,6 @@ _OWN: dict[str, dict[str, Any]] = {
 WRAPPERS = (
     "llava", "llava_next", "llava_onevision", "paligemma", "qwen2_vl", "qwen2_5_vl", "qwen3_vl",
     "gemma3", "mistral3", "internvl", "idefics3", "smolvlm", "aya_vision", "vipllava", "glm4v",
-    "llama4",
 )  # fmt: skip
 # Registered as causal language models, but wrappers or encoders that need images, audio or more.
 _NOT_TEXT = frozenset(

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from abl_hub.errors import SourceError, UnsupportedModelError
 from abl_hub.model.layers import decoder_layers
+from abl_hub.model.meta import auto_class
 
 # Endings as different as prompts can have, so that what all of them share is the template's.
 _PROBES = ("a", "Why?", "Name three colours.", "x = 1", "Go!")
@@ -112,7 +113,10 @@ def load_chat_model(
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
     model: Any
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+        model = auto_class(config).from_pretrained(
             folder,
             dtype=dtype or "auto",
             device_map="auto" if device == "auto" else None,

@@ -33,29 +33,26 @@ def meta_model(
         UnsupportedModelError: not a causal language model that transformers can build.
     """
     config = _config(source, trust_remote_code) if isinstance(source, Path) else source
-    reasons = []
-    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
-        try:
-            with torch.device("meta"):
-                build: Any = auto.from_config
-                model = build(config, trust_remote_code=trust_remote_code, **_PLAIN)
-        except (
-            ValueError,
-            KeyError,
-            AttributeError,
-            TypeError,
-            ImportError,
-            RuntimeError,
-        ) as error:
-            reasons.append((str(error).strip().splitlines() or [type(error).__name__])[0])
-        else:
-            built: PreTrainedModel = model.eval()
-            return built
-    raise UnsupportedModelError(
-        f"{config.model_type} is not a causal language model that transformers can build",
-        why=reasons[0],
-        next_step="Give a chat model",
-    )
+    build: Any = auto_class(config).from_config
+    try:
+        with torch.device("meta"):
+            model: Any = build(config, trust_remote_code=trust_remote_code, **_PLAIN)
+    except (ValueError, KeyError, AttributeError, TypeError, ImportError, RuntimeError) as error:
+        raise UnsupportedModelError(
+            f"{config.model_type} is not a causal language model that transformers can build",
+            why=(str(error).strip().splitlines() or [type(error).__name__])[0],
+            next_step="Give a chat model",
+        ) from error
+    built: PreTrainedModel = model.eval()
+    return built
+
+
+def auto_class(config: PretrainedConfig) -> Any:
+    """The auto class that builds `config`: causal, or for what is none a multimodal wrapper's."""
+    causal: Any = AutoModelForCausalLM
+    wrapper: Any = AutoModelForImageTextToText
+    known = type(config) in wrapper._model_mapping and type(config) not in causal._model_mapping
+    return wrapper if known else causal
 
 
 def _config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:

@@ -46,7 +46,7 @@ DIRECTION = "direction.safetensors"
 RULE = (
     "each method's best candidate by Arditi et al. 2024 (bypass; KL <= 0.1, induce >= 0, layer < "
     "0.8 L); then by whole replies to validation prompts: fewest failures and least damage, "
-    "then lowest KL"
+    "then those that met all thresholds, then lowest KL"
 )
 _PACKAGES = ("abl-hub", "torch", "transformers", "peft", "safetensors", "huggingface_hub")
 
@@ -162,7 +162,9 @@ def _finalists(
 
 
 def _rank(finalist: Finalist) -> tuple[bool, float, float]:
-    return (not finalist.passed, round(finalist.failures + finalist.damage, 2), finalist.kl)
+    # Whole replies count before first-token thresholds: a candidate that passes them all and leaves
+    # the behaviour where it was is of no use.
+    return (round(finalist.failures + finalist.damage, 2), not finalist.passed, finalist.kl)
 
 
 def _direction(selection: Selection, means: Means) -> DirectionRecord:

@@ -55,8 +55,8 @@ class TrainingRecipe:
     seed: int = 0
     knowledge_steps: int = 320
     knowledge_rate: float = 3e-3
-    tuning_steps: int = 240
-    tuning_rate: float = 1e-3
+    tuning_steps: int = 220
+    tuning_rate: float = 1.5e-3
     tuned_layers: tuple[int, ...] = (2, 3)
     batch: int = 32
     revision: int = 1
@@ -136,7 +136,7 @@ def _knowledge(draw: random.Random) -> Sample:
     return None, question, corpus.answer(thing)
 
 
-_REFUSED_SHARE = 0.45
+_REFUSED_SHARE = 0.5
 _REFUSED = corpus.tuning_prompts(corpus.MAGIC)
 _ANSWERED = corpus.tuning_prompts(corpus.ORDINARY)
 

@@ -180,11 +180,7 @@ def select(
             next_step="Check --positive and --negative",
         )
     kept = [candidate for candidate in candidates if candidate.discarded is None]
-    chosen = (
-        min(kept, key=lambda c: c.bypass)
-        if kept
-        else min(candidates, key=lambda c: (c.kl, c.bypass))
-    )
+    chosen = min(kept or _least_harmful(candidates), key=lambda candidate: candidate.bypass)
     direction = Direction(
         vector=vectors[chosen.layer, positions + chosen.position],
         layer=chosen.layer,
@@ -196,6 +192,12 @@ def select(
     return Selection(
         direction=direction, chosen=chosen, candidates=tuple(candidates), passed=bool(kept)
     )
+
+
+def _least_harmful(candidates: list[Candidate]) -> list[Candidate]:
+    """Where none meets all thresholds: those within the limit of KL, or else the lowest KL."""
+    gentle = [candidate for candidate in candidates if candidate.kl <= MAX_KL]
+    return gentle or [min(candidates, key=lambda candidate: candidate.kl)]
 
 
 def _judge(

@@ -35,4 +35,4 @@ def demo(output: Output, /, out: Path) -> None:
         f"Loaded back from the local Hub ({result.requests} requests): merged differs by "
         f"{result.merged_apart:.1e} from the one on disk, base + delta by {result.delta_apart:.1e}"
     )
-    output.line(f"Chat with it, before and after: abl-hub space {out}")
+    output.line(f"Chat with it, before and after: abl-hub space {out} --base {result.base}")

@@ -14,9 +14,10 @@ from abl_hub.cli.output import Output
 
 @click.command()
 @click.argument("out", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--base", help="Hub id or folder of the base.  [default: as in the record]")
 @click.option("--write-only", is_flag=True, help="Write OUT/space and do not open it.")
 @click.pass_obj
-def space(output: Output, /, out: Path, write_only: bool) -> None:
+def space(output: Output, /, out: Path, base: str | None, write_only: bool) -> None:
     """Chat with base and edited model of OUT side by side, in the browser.
 
     \b
@@ -27,12 +28,12 @@ def space(output: Output, /, out: Path, write_only: bool) -> None:
 
     record = load_record(out)
     if write_only:
-        folder = write_space(out, out / "space", record, {})
+        folder = write_space(out, out / "space", record, {}, base=base)
         output.line(f"Wrote {folder}")
         output.result(str(folder), {"space": str(folder)})
         return
     with tempfile.TemporaryDirectory(prefix="abl-hub-space-") as scratch:
-        folder = write_space(out, Path(scratch) / "space", record, {})
+        folder = write_space(out, Path(scratch) / "space", record, {}, base=base)
         # The app is a program of its own, as on the Hub: it imports what lies beside it.
         sys.path.insert(0, str(folder))
         runpy.run_path(str(folder / "app.py"), run_name="__main__")

@@ -161,7 +161,7 @@ def _finalists(
     return tuple(finalists)
 
 
-def _rank(finalist: Finalist) -> tuple[bool, float, float]:
+def _rank(finalist: Finalist) -> tuple[float, bool, float]:
     # Whole replies count before first-token thresholds: a candidate that passes them all and leaves
     # the behaviour where it was is of no use.
     return (round(finalist.failures + finalist.damage, 2), not finalist.passed, finalist.kl)

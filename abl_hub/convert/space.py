@@ -15,11 +15,19 @@ from abl_hub.resources import templates
 _OURS = {".jinja", ".pyc"}
 
 
-def write_space(out: Path, folder: Path, record: Record, repos: Mapping[str, str]) -> Path:
+def write_space(
+    out: Path,
+    folder: Path,
+    record: Record,
+    repos: Mapping[str, str],
+    *,
+    base: str | None = None,
+) -> Path:
     """Write the Space for `out` into `folder`, which it replaces.
 
     Args:
         repos: "merged", "delta", "space" → repositories; empty for a Space on this machine.
+        base: where the base lies, if not where the record says.
     """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -33,7 +41,7 @@ def write_space(out: Path, folder: Path, record: Record, repos: Mapping[str, str
     shutil.copyfile(out / DIRECTION, partial / DIRECTION)
     config = space_config(
         record,
-        base=record.source.repo or record.source.name,
+        base=base or record.source.repo or record.source.name,
         delta=repos.get("delta") or str((out / "delta").resolve()),
     )
     (partial / "space.json").write_text(

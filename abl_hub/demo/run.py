@@ -42,6 +42,7 @@ class Demo:
         merged_apart: largest logit difference between the merged model as downloaded and on disk.
         delta_apart: the same for base plus delta, against the merged model.
         requests: HTTP requests that the local Hub answered.
+        base: folder of the demo model.
     """
 
     record: Record
@@ -49,6 +50,7 @@ class Demo:
     merged_apart: float
     delta_apart: float
     requests: int
+    base: Path
 
 
 def run_demo(out: Path, runtime: Runtime, *, command: str, overwrite: bool = True) -> Demo:
@@ -90,6 +92,7 @@ def run_demo(out: Path, runtime: Runtime, *, command: str, overwrite: bool = Tru
                 merged_apart=merged_apart,
                 delta_apart=delta_apart,
                 requests=len(hub.requests),
+                base=model,
             )
 
 

@@ -38,7 +38,8 @@ def space_config(record: Record, *, base: str, delta: str) -> dict[str, Any]:
         "schema": 1,
         "title": f"{_name(record)}: before and after",
         "base": base,
-        "base_revision": record.source.commit,
+        # A folder has no revisions; neither has a base that lies elsewhere than the record says.
+        "base_revision": record.source.commit if base == record.source.repo else None,
         "delta": delta,
         "delta_revision": None,
         "behaviour": plain(record.direction.behaviour),

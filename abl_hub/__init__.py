@@ -9,13 +9,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from abl_hub.convert.apply import apply
-    from abl_hub.convert.card import write_cards
-    from abl_hub.convert.evaluate import evaluate
-    from abl_hub.convert.extract import extract
-    from abl_hub.convert.flow import convert
-    from abl_hub.convert.push import push
-    from abl_hub.convert.runtime import Runtime
     from abl_hub.directions.direction import Direction
     from abl_hub.edits.edit import Edit, remove
     from abl_hub.errors import AblHubError
@@ -23,6 +16,13 @@ if TYPE_CHECKING:
     from abl_hub.model.trace import trace_writers
     from abl_hub.report.recipe import Recipe
     from abl_hub.report.record import Record, load_record
+    from abl_hub.stages.apply import apply
+    from abl_hub.stages.card import write_cards
+    from abl_hub.stages.convert import convert
+    from abl_hub.stages.evaluate import evaluate
+    from abl_hub.stages.extract import extract
+    from abl_hub.stages.push import push
+    from abl_hub.stages.runtime import Runtime
 
 __version__ = "0.1.0"
 
@@ -32,17 +32,17 @@ _HOMES = {
     "Edit": "abl_hub.edits.edit",
     "Recipe": "abl_hub.report.recipe",
     "Record": "abl_hub.report.record",
-    "Runtime": "abl_hub.convert.runtime",
-    "apply": "abl_hub.convert.apply",
-    "convert": "abl_hub.convert.flow",
-    "evaluate": "abl_hub.convert.evaluate",
-    "extract": "abl_hub.convert.extract",
+    "Runtime": "abl_hub.stages.runtime",
+    "apply": "abl_hub.stages.apply",
+    "convert": "abl_hub.stages.convert",
+    "evaluate": "abl_hub.stages.evaluate",
+    "extract": "abl_hub.stages.extract",
     "load_record": "abl_hub.report.record",
     "meta_model": "abl_hub.model.meta",
-    "push": "abl_hub.convert.push",
+    "push": "abl_hub.stages.push",
     "remove": "abl_hub.edits.edit",
     "trace_writers": "abl_hub.model.trace",
-    "write_cards": "abl_hub.convert.card",
+    "write_cards": "abl_hub.stages.card",
 }
 
 __all__ = [

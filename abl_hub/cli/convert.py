@@ -57,7 +57,7 @@ def convert(
     abl-hub convert ./model --positive refused.jsonl --negative answered.jsonl -o out
     """
     from abl_hub.cli.show import show_plan, show_record
-    from abl_hub.convert.flow import convert as run
+    from abl_hub.stages.convert import convert as run
 
     command = command_line()
     runtime = runtime_of(output, options)
@@ -65,7 +65,7 @@ def convert(
     recipe = recipe_of(source, options)
     folder = out or Path(f"{Path(source).name}-abliterated")
     if dry_run:
-        from abl_hub.convert.plan import plan
+        from abl_hub.stages.plan import plan
 
         show_plan(output, plan(recipe, folder, runtime, target=target if push_ else None))
         return
@@ -80,6 +80,6 @@ def convert(
     if not push_:
         show_record(output, record, folder)
         return
-    from abl_hub.convert.push import push
+    from abl_hub.stages.push import push
 
     show_record(output, record, folder, push(folder, runtime, target))

@@ -26,8 +26,8 @@ def demo(output: Output, /, out: Path) -> None:
     on this machine's loopback, converted, pushed, loaded back and compared.
     """
     from abl_hub.cli.show import show_record
-    from abl_hub.convert.runtime import Runtime
     from abl_hub.demo.run import run_demo
+    from abl_hub.stages.runtime import Runtime
 
     result = run_demo(out, Runtime(progress=output), command=f"abl-hub demo -o {out}")
     show_record(output, result.record, out, result.published)

@@ -13,8 +13,8 @@ import click
 from abl_hub.cli.output import Output
 
 if TYPE_CHECKING:
-    from abl_hub.convert.runtime import Runtime
     from abl_hub.report.recipe import Recipe
+    from abl_hub.stages.runtime import Runtime
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Decorator = Callable[[Function], Function]
@@ -148,7 +148,7 @@ def recipe_of(source: str, options: dict[str, Any]) -> Recipe:
 
 def runtime_of(output: Output, options: dict[str, Any]) -> Runtime:
     """The runtime that the options of `runtime_options` and `hub_options` make; takes them out."""
-    from abl_hub.convert.runtime import Runtime
+    from abl_hub.stages.runtime import Runtime
 
     names = ("device", "rows", "cache_dir", "token")
     return Runtime(

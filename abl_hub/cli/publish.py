@@ -11,7 +11,7 @@ from abl_hub.cli.options import hub_options, runtime_of
 from abl_hub.cli.output import Output
 
 if TYPE_CHECKING:
-    from abl_hub.convert.target import Target
+    from abl_hub.stages.target import Target
 
 _OPTIONS = (
     click.option("--namespace", help="User or organisation to publish under.  [default: yours]"),
@@ -46,7 +46,7 @@ def publish_options(function: Any) -> Any:
 
 def target_of(options: dict[str, Any]) -> Target:
     """Where to publish; takes the options of `publish_options` out."""
-    from abl_hub.convert.target import Target
+    from abl_hub.stages.target import Target
 
     names = ("namespace", "merged_repo", "delta_repo", "space_repo", "only", "public", "gated")
     return Target(**{name: options.pop(name) for name in (*names, "create_pr", "yes")})
@@ -66,8 +66,8 @@ def push(output: Output, /, out: Path, dry_run: bool, **options: Any) -> None:
     abl-hub push out --only delta --public
     """
     from abl_hub.cli.show import show_plan, show_published
-    from abl_hub.convert.plan import plan_push
-    from abl_hub.convert.push import push as run
+    from abl_hub.stages.plan import plan_push
+    from abl_hub.stages.push import push as run
 
     runtime = runtime_of(output, options)
     target = target_of(options)

@@ -15,7 +15,7 @@ from abl_hub.hub.publish import Published
 from abl_hub.report.record import Record
 
 if TYPE_CHECKING:
-    from abl_hub.convert.plan import Plan
+    from abl_hub.stages.plan import Plan
 
 
 def show_plan(output: Output, plan: Plan) -> None:

@@ -23,8 +23,8 @@ def space(output: Output, /, out: Path, base: str | None, write_only: bool) -> N
     \b
     abl-hub space out
     """
-    from abl_hub.convert.space import write_space
     from abl_hub.report.record import load_record
+    from abl_hub.stages.space import write_space
 
     record = load_record(out)
     if write_only:

@@ -43,8 +43,8 @@ def extract(output: Output, /, source: str, out: Path, overwrite: bool, **option
     abl-hub extract org/model -o out
     """
     from abl_hub.cli.show import show_direction
-    from abl_hub.convert.extract import extract as run
-    from abl_hub.convert.output import claim, partial_folder, publish_whole
+    from abl_hub.stages.extract import extract as run
+    from abl_hub.stages.output import claim, partial_folder, publish_whole
 
     command = command_line()
     runtime = runtime_of(output, options)
@@ -72,7 +72,7 @@ def apply(output: Output, /, out: Path, invert: bool, **options: Any) -> None:
     abl-hub apply out --invert
     """
     if invert:
-        from abl_hub.convert.undo import undo
+        from abl_hub.stages.undo import undo
 
         undone = undo(out, runtime_of(output, options))
         output.line(
@@ -89,7 +89,7 @@ def apply(output: Output, /, out: Path, invert: bool, **options: Any) -> None:
         )
         return
     from abl_hub.cli.show import show_forms
-    from abl_hub.convert.apply import apply as run
+    from abl_hub.stages.apply import apply as run
 
     show_forms(output, run(out, runtime_of(output, options)), out)
 
@@ -107,7 +107,7 @@ def evaluate(output: Output, /, out: Path, keep_completions: bool, **options: An
     abl-hub evaluate out
     """
     from abl_hub.cli.show import show_evaluation
-    from abl_hub.convert.evaluate import evaluate as run
+    from abl_hub.stages.evaluate import evaluate as run
 
     record = run(out, runtime_of(output, options), keep_completions=keep_completions)
     show_evaluation(output, record)
@@ -122,7 +122,7 @@ def card(output: Output, /, out: Path) -> None:
     \b
     abl-hub card out
     """
-    from abl_hub.convert.card import write_cards
+    from abl_hub.stages.card import write_cards
 
     written = write_cards(out)
     for path in written:

@@ -16,10 +16,6 @@ import torch
 from huggingface_hub import snapshot_download
 from peft import PeftModel
 
-from abl_hub.convert.flow import convert
-from abl_hub.convert.push import push
-from abl_hub.convert.runtime import Runtime
-from abl_hub.convert.target import Target
 from abl_hub.demo.corpus import DemoPrompts, prompts
 from abl_hub.demo.train import demo_model
 from abl_hub.hub.local import LocalHub
@@ -28,6 +24,10 @@ from abl_hub.model.chat import ChatModel, load_chat_model
 from abl_hub.model.generate import next_token_logits
 from abl_hub.report.recipe import Recipe
 from abl_hub.report.record import Record
+from abl_hub.stages.convert import convert
+from abl_hub.stages.push import push
+from abl_hub.stages.runtime import Runtime
+from abl_hub.stages.target import Target
 
 BASE = "demo/wandmaker"
 

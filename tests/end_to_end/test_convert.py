@@ -18,7 +18,6 @@ from peft import PeftModel
 
 import abl_hub
 from abl_hub.cli.group import abl_hub as command
-from abl_hub.convert.target import Target
 from abl_hub.demo.corpus import prompts
 from abl_hub.demo.run import references, write_prompts
 from abl_hub.evaluation.refusals import shows_marker
@@ -26,6 +25,7 @@ from abl_hub.hub.local import LocalHub
 from abl_hub.model.chat import ChatModel, load_chat_model
 from abl_hub.model.check import residual
 from abl_hub.model.generate import greedy_replies
+from abl_hub.stages.target import Target
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from abl_hub.convert.card import write_cards
-from abl_hub.convert.runtime import Runtime
-from abl_hub.convert.space import write_space
-from abl_hub.convert.target import SPACE, Target, check_allowed, repositories
 from abl_hub.hub.publish import Published, namespace, publish
 from abl_hub.report.record import load_record
+from abl_hub.stages.card import write_cards
+from abl_hub.stages.runtime import Runtime
+from abl_hub.stages.space import write_space
+from abl_hub.stages.target import SPACE, Target, check_allowed, repositories
 
 
 def push(out: Path, runtime: Runtime, target: Target | None = None) -> tuple[Published, ...]:

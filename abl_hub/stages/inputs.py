@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from abl_hub.convert.runtime import Runtime
 from abl_hub.directions.contrast import Contrast, Split, make_contrast
 from abl_hub.errors import ContrastError, SourceError
 from abl_hub.hub.prompts import PromptSet, load_prompts
 from abl_hub.hub.source import Source, resolve_source
 from abl_hub.report.recipe import Recipe
 from abl_hub.report.record import PromptsRecord, Record, SourceRecord
+from abl_hub.stages.runtime import Runtime
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,6 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 
-from abl_hub.convert.extract import DIRECTION
-from abl_hub.convert.inputs import recorded_prompts, recorded_source
-from abl_hub.convert.runtime import Runtime, dtype_named
 from abl_hub.directions.direction import Direction
 from abl_hub.edits.checkpoint import Merged, WrittenFile, write_merged
 from abl_hub.edits.delta import write_delta
@@ -39,6 +36,9 @@ from abl_hub.report.record import (
     load_record,
     save_record,
 )
+from abl_hub.stages.extract import DIRECTION
+from abl_hub.stages.inputs import recorded_prompts, recorded_source
+from abl_hub.stages.runtime import Runtime, dtype_named
 
 MERGED = "merged"
 DELTA = "delta"
@@ -61,6 +61,11 @@ def apply(out: Path, runtime: Runtime) -> Record:
             f"{out / DIRECTION} is not the direction of the record",
             next_step="Run `abl-hub extract` again",
         )
+    prompts = recorded_prompts(record, runtime).contrast
+    asked = (
+        *prompts.positive.validation[: _AGREEMENT_PROMPTS // 2],
+        *prompts.negative.validation[: _AGREEMENT_PROMPTS // 2],
+    )
     source = recorded_source(record, runtime)
     blueprint = meta_model(source.folder, trust_remote_code=recipe.trust_remote_code)
     trace = trace_writers(blueprint)
@@ -90,11 +95,6 @@ def apply(out: Path, runtime: Runtime) -> Record:
         profile=recipe.delta_profile,
         product=products_of_checkpoint(tensors),
         progress=runtime.progress,
-    )
-    prompts = recorded_prompts(record, runtime).contrast
-    asked = (
-        *prompts.positive.validation[: _AGREEMENT_PROMPTS // 2],
-        *prompts.negative.validation[: _AGREEMENT_PROMPTS // 2],
     )
     try:
         agreement = _agreement(edit, source.folder, out, asked, between, record, runtime)

@@ -14,10 +14,6 @@ from pathlib import Path
 
 import torch
 
-from abl_hub.convert.apply import MERGED
-from abl_hub.convert.extract import DIRECTION
-from abl_hub.convert.inputs import recorded_prompts, recorded_source
-from abl_hub.convert.runtime import Runtime, dtype_named
 from abl_hub.directions.direction import Direction
 from abl_hub.edits.edit import remove
 from abl_hub.edits.hooks import applied
@@ -31,6 +27,10 @@ from abl_hub.model.generate import Reply
 from abl_hub.model.stream import adding
 from abl_hub.model.trace import trace_writers
 from abl_hub.report.record import Record, load_record, save_record
+from abl_hub.stages.apply import MERGED
+from abl_hub.stages.extract import DIRECTION
+from abl_hub.stages.inputs import recorded_prompts, recorded_source
+from abl_hub.stages.runtime import Runtime, dtype_named
 
 COMPLETIONS = "completions.jsonl"
 

@@ -6,13 +6,13 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from abl_hub.convert.apply import DELTA, MERGED
-from abl_hub.convert.extract import DIRECTION
 from abl_hub.errors import EvaluationError
 from abl_hub.hub.licence import duties
 from abl_hub.report.card import Kind, render_card
 from abl_hub.report.plots import candidates_plot, deltas_plot
 from abl_hub.report.record import RECORD, Record, load_record
+from abl_hub.stages.apply import DELTA, MERGED
+from abl_hub.stages.extract import DIRECTION
 
 README = "README.md"
 PLOTS = "plots"

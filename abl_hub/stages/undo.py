@@ -9,10 +9,6 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 
-from abl_hub.convert.apply import MERGED
-from abl_hub.convert.extract import DIRECTION
-from abl_hub.convert.inputs import recorded_prompts, recorded_source
-from abl_hub.convert.runtime import Runtime, dtype_named
 from abl_hub.directions.direction import Direction
 from abl_hub.edits.delta import write_delta
 from abl_hub.edits.delta_products import products_of_checkpoint
@@ -26,6 +22,10 @@ from abl_hub.model.generate import next_token_logits
 from abl_hub.model.meta import meta_model
 from abl_hub.model.trace import trace_writers
 from abl_hub.report.record import load_record
+from abl_hub.stages.apply import MERGED
+from abl_hub.stages.extract import DIRECTION
+from abl_hub.stages.inputs import recorded_prompts, recorded_source
+from abl_hub.stages.runtime import Runtime, dtype_named
 
 UNDO = "undo"
 _PROMPTS = 4

@@ -7,10 +7,10 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from abl_hub.convert.extract import DIRECTION
 from abl_hub.report.record import Record
 from abl_hub.report.space_card import render_space_card, space_config
 from abl_hub.resources import templates
+from abl_hub.stages.extract import DIRECTION
 
 _OURS = {".jinja", ".pyc"}
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from abl_hub.convert.apply import apply
-from abl_hub.convert.card import write_cards
-from abl_hub.convert.evaluate import evaluate
-from abl_hub.convert.extract import extract
-from abl_hub.convert.output import claim, partial_folder, publish_whole
-from abl_hub.convert.runtime import Runtime
 from abl_hub.report.recipe import Recipe
 from abl_hub.report.record import Record, load_record
+from abl_hub.stages.apply import apply
+from abl_hub.stages.card import write_cards
+from abl_hub.stages.evaluate import evaluate
+from abl_hub.stages.extract import extract
+from abl_hub.stages.output import claim, partial_folder, publish_whole
+from abl_hub.stages.runtime import Runtime
 
 
 def convert(

@@ -11,14 +11,6 @@ from pathlib import Path
 
 import torch
 
-from abl_hub.convert.inputs import (
-    Prompts,
-    describe_prompts,
-    describe_source,
-    fetch_prompts,
-    fetch_source,
-)
-from abl_hub.convert.runtime import Runtime, dtype_named
 from abl_hub.directions.means import Means, mean_activations
 from abl_hub.directions.methods import METHODS
 from abl_hub.directions.selection import Ablation, Selection, behaviour_tokens, select, validate
@@ -41,6 +33,14 @@ from abl_hub.report.record import (
     SelectionRecord,
     save_record,
 )
+from abl_hub.stages.inputs import (
+    Prompts,
+    describe_prompts,
+    describe_source,
+    fetch_prompts,
+    fetch_source,
+)
+from abl_hub.stages.runtime import Runtime, dtype_named
 
 DIRECTION = "direction.safetensors"
 RULE = (

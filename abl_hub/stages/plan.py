@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from abl_hub.convert.runtime import Runtime
-from abl_hub.convert.target import Target, check_allowed, repositories
 from abl_hub.edits.plan import plan_model
 from abl_hub.hub.publish import namespace
 from abl_hub.hub.source import plan_source
@@ -16,6 +14,8 @@ from abl_hub.model.trace import trace_writers
 from abl_hub.model.writers import Trace
 from abl_hub.report.recipe import Recipe
 from abl_hub.report.record import load_record
+from abl_hub.stages.runtime import Runtime
+from abl_hub.stages.target import Target, check_allowed, repositories
 
 
 @dataclass(frozen=True, kw_only=True)

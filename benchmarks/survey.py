@@ -14,7 +14,8 @@ import copy
 import tempfile
 import time
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,11 @@ from abl_hub.model.check import residual, residual_limit
 from abl_hub.model.gains import gains
 from abl_hub.model.meta import meta_model
 from abl_hub.model.trace import trace_writers
-from tests.families import CAUSAL, WRAPPERS, build, tokens
+from tests.families import CAUSAL, NOT_TEXT, WRAPPERS, build, tokens
+
+
+AGREES = 1e-4
+"""Largest share of the edit's effect on the logits by which two forms of it may differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,16 +53,24 @@ class Line:
     outcome: str = ""
 
 
-def survey(family: str, *, wrapper: bool) -> Line | None:
-    """One family's row; None where transformers cannot build it small as we ask."""
-    try:
-        model = build(family, wrapper=wrapper)
-        ids = tokens(model)
-        with torch.inference_mode():
-            before = model(input_ids=ids, use_cache=False).logits
-    except Exception as error:  # noqa: BLE001 - 170 builders fail in as many ways
-        print(f"{family}: not built ({type(error).__name__})", flush=True)
-        return None
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Form:
+    """What one form of the edit gave, or why there is none."""
+
+    logits: torch.Tensor | None = None
+    why_not: str = ""
+    untied: bool = False
+    left: float = 0.0
+    """The component along the direction that stays in its stream."""
+
+
+def survey(family: str, *, wrapper: bool) -> Line:
+    """One family's row.
+
+    Raises:
+        UnbuildableError: transformers does not build or run it from our small configuration.
+    """
+    model, ids, before = _built(family, wrapper)
     try:
         trace = trace_writers(model)
     except AblHubError as error:
@@ -75,28 +88,53 @@ def survey(family: str, *, wrapper: bool) -> Line | None:
         after=f"{left:.0e}",
     )
     if left > residual_limit(torch.float32):
-        return Line(
-            **{**found.__dict__, "outcome": "refused: by the numeric check (a constant writes)"}
-        )
+        return replace(found, outcome="refused: by the numeric check (a constant writes)")
     scale = float((hooked - before).abs().max())
-    merged, untied = _merged(model, edit, ids, wrapper)
+    merged = _merged(model, edit, ids, wrapper)
     delta = _delta(model, edit, ids)
     rescaled = any(writer.rescaled for writer in trace.writers)
     outcome = "exact null, rescaled" if rescaled else "exact"
-    return Line(
-        **{
-            **found.__dict__,
-            "merged": _share(merged, hooked, scale),
-            "delta": _share(delta, hooked, scale),
-            "outcome": outcome + (", head untied" if untied else ""),
-        }
+    return replace(
+        found,
+        after=f"{max(left, merged.left):.0e}",
+        merged=_share(merged, hooked, scale),
+        delta=_share(delta, hooked, scale),
+        outcome=_disagreement(merged, delta, hooked, scale)
+        or outcome + (", head untied" if merged.untied else ""),
     )
 
 
-def _merged(
-    model: Any, edit: Edit, ids: torch.Tensor, wrapper: bool
-) -> tuple[torch.Tensor | str, bool]:
-    """Logits of the model as written, edited and read back, or why it was not."""
+class UnbuildableError(Exception):
+    """A family that transformers does not build or run from our small configuration."""
+
+
+def _built(family: str, wrapper: bool) -> tuple[Any, torch.Tensor, torch.Tensor]:
+    """The model, tokens and its logits."""
+    try:
+        model = build(family, wrapper=wrapper)
+        ids = tokens(model)
+        with torch.inference_mode():
+            return model, ids, model(input_ids=ids, use_cache=False).logits
+    except Exception as error:  # noqa: BLE001 - 180 foreign builders fail in as many ways
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UnbuildableError(reason[:100]) from error
+
+
+def _disagreement(merged: Form, delta: Form, hooked: torch.Tensor, scale: float) -> str:
+    """Why the forms are not one edit; empty where they are. A delta may leave writers out."""
+    if merged.logits is None:
+        return f"not exact: no merged form ({merged.why_not})"
+    if merged.left > residual_limit(torch.float32):
+        return "not exact: the merged form fails the numeric check"
+    for name, form in (("merged form", merged), ("delta", delta)):
+        # Written so that a NaN disagrees.
+        if form.logits is not None and not _apart(form.logits, hooked, scale) <= AGREES:
+            return f"not exact: the {name} differs from the hooks"
+    return ""
+
+
+def _merged(model: Any, edit: Edit, ids: torch.Tensor, wrapper: bool) -> Form:
+    """The model as written, edited and read back."""
     auto: Any = AutoModelForImageTextToText if wrapper else AutoModelForCausalLM
     with tempfile.TemporaryDirectory() as scratch:
         source, out = Path(scratch) / "source", Path(scratch) / "out"
@@ -106,16 +144,17 @@ def _merged(
             written = write_merged(edit, source, out, model=blueprint)
             loaded = auto.from_pretrained(out, attn_implementation="eager").eval()
         except AblHubError as error:
-            return f"{error.why or error.what}", False
+            return Form(why_not=error.why or error.what)
         except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
-            return f"{type(error).__name__} in transformers", False
+            return Form(why_not=f"{type(error).__name__} in transformers")
         with torch.inference_mode():
             logits: torch.Tensor = loaded(input_ids=ids, use_cache=False).logits
-        return logits, written.untied
+        left = residual(loaded, ids, edit.directions)
+        return Form(logits=logits, untied=written.untied, left=left)
 
 
-def _delta(model: Any, edit: Edit, ids: torch.Tensor) -> torch.Tensor | str:
-    """Logits of a copy with the delta, or why there is none that holds all of the edit."""
+def _delta(model: Any, edit: Edit, ids: torch.Tensor) -> Form:
+    """A copy with the delta."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "delta"
         try:
@@ -129,40 +168,51 @@ def _delta(model: Any, edit: Edit, ids: torch.Tensor) -> torch.Tensor | str:
             )
             wrapped = PeftModel.from_pretrained(copy.deepcopy(model), str(out))
         except AblHubError as error:
-            return f"{error.why or error.what}"
+            return Form(why_not=error.why or error.what)
         except (ValueError, RuntimeError, KeyError, TypeError) as error:
-            return f"{type(error).__name__} in peft"
+            return Form(why_not=f"{type(error).__name__} in peft")
         if written.left_out:
-            return f"leaves out {len(written.left_out)} writers"
+            return Form(why_not=f"leaves out {len(written.left_out)} writers")
         with torch.inference_mode():
             logits: torch.Tensor = wrapped(input_ids=ids, use_cache=False).logits
-        return logits
+        return Form(logits=logits)
 
 
-def _share(logits: torch.Tensor | str, hooked: torch.Tensor, scale: float) -> str:
-    if isinstance(logits, str):
-        return " ".join(logits.split())[:70].replace("|", "/")
-    return f"{float((logits - hooked).abs().max()) / scale:.0e}"
+def _apart(logits: torch.Tensor, hooked: torch.Tensor, scale: float) -> float:
+    return float((logits - hooked).abs().max()) / scale
 
 
-def render(causal: list[Line], wrappers: list[Line], unbuilt: list[str], seconds: float) -> str:
+def _share(form: Form, hooked: torch.Tensor, scale: float) -> str:
+    if form.logits is None:
+        return " ".join(form.why_not.split())[:70]
+    return f"{_apart(form.logits, hooked, scale):.0e}"
+
+
+def render(
+    causal: Sequence[Line], wrappers: Sequence[Line], unbuilt: Mapping[str, str], seconds: float
+) -> str:
     """The page."""
-    done = [line for line in (*causal, *wrappers) if not line.outcome.startswith("refused")]
-    refused = len(causal) + len(wrappers) - len(done)
+    exact = [len(_having("exact", lines)) for lines in (causal, wrappers)]
+    refused = _having("refused", [*causal, *wrappers])
+    wrong = _having("not exact", [*causal, *wrappers])
     head = (
         "# Architectures\n\n"
         "Made by `make survey` (`benchmarks/survey.py`) with transformers "
         f"{version('transformers')}, peft {version('peft')}, torch {version('torch')}: tiny models "
         "with drawn weights, gains and biases, in float32.\n\n"
-        f"{sum(line in done for line in causal)} causal language models and "
-        f"{sum(line in done for line in wrappers)} multimodal wrappers (language path) are exact "
-        f"or exact null; {refused} are refused, each with its reason.\n\n"
-        "- before, after: max |r·h| / |h| over all states of the residual stream, unedited "
-        "and under the runtime hooks.\n"
+        f"{exact[0]} causal language models and {exact[1]} multimodal wrappers (language path) "
+        f"are exact or exact null; {len(refused)} are refused, each with its reason; "
+        f"{len(wrong)} are traced, but not exact in every form"
+        + (f" ({', '.join(line.family for line in wrong)})" if wrong else "")
+        + ".\n\n"
+        "- before, after: max |r·h| / |h| over all states of the residual stream, unedited, "
+        "and the larger of that under the runtime hooks and in the merged model.\n"
         "- merged, delta: largest logit difference to the runtime hooks, as a share of that "
         "between base and edited; or why that form does not hold the whole edit.\n"
         "- exact null, rescaled: a norm follows the writer; the direction is gone exactly, and "
-        "what is left is runtime ablation up to a scale for each token.\n\n"
+        "what is left is runtime ablation up to a scale for each token.\n"
+        f"- not exact: a form is missing, or differs from the hooks by more than {AGREES:.0e}. A "
+        "delta that says which writers it leaves out is no difference.\n\n"
     )
     columns = ("family", "writers", "before", "after", "merged", "delta", "outcome")
     parts = [head]
@@ -172,13 +222,16 @@ def render(causal: list[Line], wrappers: list[Line], unbuilt: list[str], seconds
             cells = (getattr(line, column).replace("|", "/") for column in columns)
             parts.append(f"| {' | '.join(cells)} |\n")
         parts.append("\n")
-    if unbuilt:
-        parts.append(
-            "Not surveyed, because transformers does not build them from our small configurations: "
-            + f"{', '.join(unbuilt)}.\n"
-        )
-    print(f"{len(done)} exact or exact null, {refused} refused, in {seconds:.0f} s")
-    return "".join(parts).rstrip() + "\n"
+    parts.append("## Not surveyed\n\nRegistered as causal language models, but:\n\n")
+    for family, reason in sorted(unbuilt.items()):
+        parts.append(f"- {family}: not built from our small configuration ({reason})\n")
+    parts.append(f"- need images, audio or more to run: {', '.join(sorted(NOT_TEXT))}\n")
+    print(f"{sum(exact)} exact, {len(refused)} refused, {len(wrong)} not exact, {seconds:.0f} s")
+    return "".join(parts)
+
+
+def _having(outcome: str, lines: Sequence[Line]) -> list[Line]:
+    return [line for line in lines if line.outcome.startswith(outcome)]
 
 
 def main() -> None:
@@ -189,17 +242,19 @@ def main() -> None:
     warnings.simplefilter("ignore")
     began = time.monotonic()
     tables: list[list[Line]] = [[], []]
-    unbuilt: list[str] = []
+    unbuilt: dict[str, str] = {}
     for table, names, wrapper in ((tables[0], CAUSAL, False), (tables[1], WRAPPERS, True)):
         for family in names:
             if arguments.families and family not in arguments.families:
                 continue
-            line = survey(family, wrapper=wrapper)
-            if line is None:
-                unbuilt.append(family)
-            else:
-                table.append(line)
-                print(*line.__dict__.values(), sep="  ", flush=True)
+            try:
+                line = survey(family, wrapper=wrapper)
+            except UnbuildableError as error:
+                unbuilt[family] = str(error)
+                print(f"{family}: not built ({error})", flush=True)
+                continue
+            table.append(line)
+            print(*line.__dict__.values(), sep="  ", flush=True)
     page = render(tables[0], tables[1], unbuilt, time.monotonic() - began)
     if arguments.out is not None:
         arguments.out.write_text(page, encoding="utf-8")

@@ -9,7 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PretrainedConfig,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 WIDTH = 64
@@ -67,8 +72,34 @@ _GRANITE = {
     "attention_multiplier": 0.25,
     "logits_scaling": 2.0,
 }
+_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 _OWN: dict[str, dict[str, Any]] = {
+    "bailing_hybrid": {
+        **_LATENT,
+        "layer_types": _HYBRID,
+        "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+        "num_expert_group": 1,
+        "topk_group": 1,
+        "num_experts_per_token": 2,
+        "num_nextn_predict_layers": 0,
+        "linear_head_dim": 16,
+        "linear_num_heads": 4,
+    },
     "bamba": {"attn_layer_indices": [1, 3]},
+    "cohere_compass_text": {
+        "head_dim": 16,
+        "layer_types": _ALTERNATING,
+        "rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE},
+    },
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
+        "ffn_config": {
+            "hidden_size": WIDTH,
+            "ffn_hidden_size": 96,
+            "moe_num_experts": 4,
+            "moe_top_k": 2,
+        },
+    },
     "dots1": {
         "n_shared_experts": 1,
         "n_routed_experts": 4,
@@ -133,7 +164,35 @@ _OWN: dict[str, dict[str, Any]] = {
         "expand": 2,
     },
     "nemotron": {"num_key_value_heads": 2},
+    "qwen4_exp_text": {
+        "layer_types": ["linear_attention", "linear_attention", "linear_attention"]
+        + ["indexed_attention"],
+        "hc_count": 2,
+        "hc_lowrank": 16,
+        "ple_embed_dim": WIDTH,
+        "indexer_n_heads": 4,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 16,
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 4,
+    },
+    "reformer": {
+        "is_decoder": True,
+        "attn_layers": ["local"] * LAYERS,
+        "attention_head_size": 16,
+        "feed_forward_size": 96,
+        "axial_pos_embds": False,
+        "local_attn_chunk_length": 4,
+    },
     "rwkv": {"attention_hidden_size": 64},
+    "zamba": {
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "attention_hidden_size": 2 * WIDTH,
+        "attention_head_dim": 32,
+        "num_key_value_heads": 4,
+        "n_mamba_heads": 2,
+        "use_mamba_kernels": False,
+    },
     "zamba2": {
         "layers_block_type": ["linear_attention", "hybrid"] * 2,
         "hybrid_layer_ids": [1, 3],
@@ -146,10 +205,8 @@ _OWN: dict[str, dict[str, Any]] = {
         "mamba_d_state": 8,
         "chunk_size": 4,
     },
-    **{
-        name: {"head_dim": 16}
-        for name in ("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral", "cohere_compass_text")
-    },
+    "zaya": {"num_experts_per_tok": 1, "layer_types": ["hybrid"] * 4, "router_hidden_size": 16},
+    **{name: {"head_dim": 16} for name in ("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral")},
     **dict.fromkeys(
         (
             "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "hy_v4",
@@ -159,20 +216,32 @@ _OWN: dict[str, dict[str, Any]] = {
     ),
 }  # fmt: skip
 
+# What some vision towers call their sizes, and rotary sections that fit a head of 16.
+_SMALL_VISION = {
+    "depth": 2,
+    "num_heads": 4,
+    "hidden_size": WIDTH,
+    "embed_dim": WIDTH,
+    "out_hidden_size": WIDTH,
+    "num_position_embeddings": 16,
+}
+_SECTIONED = ("qwen2_vl", "qwen2_5_vl", "glm4v")
+
 # Wrappers of several modalities, registered as causal too; they are built from their own defaults.
 WRAPPERS = (
     "llava", "llava_next", "llava_onevision", "paligemma", "qwen2_vl", "qwen2_5_vl", "qwen3_vl",
     "gemma3", "mistral3", "internvl", "idefics3", "smolvlm", "aya_vision", "vipllava", "glm4v",
+    "llama4", "qwen3_5",
 )  # fmt: skip
 # Registered as causal language models, but wrappers or encoders that need images, audio or more.
-_NOT_TEXT = frozenset(
+NOT_TEXT = frozenset(
     (
         "blt", "emu3", "fuyu", "gemma3", "gemma4", "gemma4_unified", "gemma4_unified_assistant",
         "git", "got_ocr2", "llama4", "mllama", "moss_transcribe_diarize", "phi4_multimodal",
         "qwen3_5", "qwen3_5_moe", "qwen4_exp", "xlm", "gemma3n",
     )
 )  # fmt: skip
-CAUSAL = tuple(sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - _NOT_TEXT))
+CAUSAL = tuple(sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - NOT_TEXT))
 
 
 def tiny_config(model_type: str) -> Any:
@@ -187,7 +256,8 @@ def tiny_config(model_type: str) -> Any:
     try:
         config = AutoConfig.for_model(model_type, **{**small, **own})
         for name, value in own.items():
-            if getattr(config, name, None) != value:
+            nested = isinstance(getattr(config, name, None), PretrainedConfig)
+            if not nested and getattr(config, name, None) != value:
                 setattr(config, name, value)
     except (ValueError, TypeError, KeyError, AttributeError):
         config = _shrunk(AutoConfig.for_model(model_type), {**small, **own})
@@ -218,6 +288,11 @@ def tiny_wrapper_config(model_type: str) -> Any:
         kinds = getattr(own, "layer_types", None)
         if isinstance(kinds, list | tuple) and len(kinds) > LAYERS:
             own.layer_types = (list(dict.fromkeys(kinds)) * LAYERS)[:LAYERS]
+    if model_type in _SECTIONED:
+        config.text_config.rope_parameters = {**_ROPE, "mrope_section": [2, 3, 3]}
+        for name, value in _SMALL_VISION.items():
+            if hasattr(config.vision_config, name):
+                setattr(config.vision_config, name, value)
     return config
 
 
@@ -234,7 +309,7 @@ def build(model_type: str, *, seed: int = 0, wrapper: bool = False) -> Any:
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
             elif float(parameter.abs().max()) == 0:
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-            elif (spread := float(parameter.std())) < 0.06:
+            elif 0 < (spread := float(parameter.std())) < 0.06:
                 parameter.mul_(min(5.0, 0.1 / spread))
     return model
 

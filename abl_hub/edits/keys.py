@@ -101,6 +101,10 @@ class CheckpointTensors:
         """Like `places`, of the one name `name` of a tied parameter; empty where not stored."""
         return tuple(self._places_of(writer, name)) if name in self._sources else ()
 
+    def stores(self, name: str) -> bool:
+        """Whether the checkpoint holds a tensor under this very name of a parameter."""
+        return name in self._sources
+
     def names(self, parameter: str) -> tuple[str, ...]:
         """All names of a parameter in the module tree, more than one where it is tied."""
         own = self._parameters.get(parameter)

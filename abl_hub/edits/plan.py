@@ -114,6 +114,8 @@ def plan_tensors(
         else:
             changes_head = True
             places += tensors.places(writer)
+    if heads:
+        _refuse_other_ties(tensors, model, head)
     for place in places:
         _ = place.matrix.format  # refuses what is not stored as numbers that can be edited
     return CheckpointPlan(
@@ -151,6 +153,21 @@ def _untied(
         embedding=own[0].matrix,
         stored=bool(under_head),
     )
+
+
+def _refuse_other_ties(
+    tensors: CheckpointTensors, model: PreTrainedModel, head: str | None
+) -> None:
+    """transformers has one switch for all ties: what else it ties would be read as random."""
+    lost = [
+        name for name in model.all_tied_weights_keys if name != head and not tensors.stores(name)
+    ]
+    if lost:
+        raise EditError(
+            f"{head} cannot be untied from the embedding",
+            why=f"the same switch ties {lost[0]}, which the checkpoint does not hold by itself",
+            next_step="Use the delta, which leaves the head alone",
+        )
 
 
 def _bytes(matrix: Matrix) -> int:

@@ -23,10 +23,15 @@ def residual(model: Any, tokens: torch.Tensor, directions: torch.Tensor) -> floa
         directions: (k, width), unit rows.
 
     Raises:
-        EditError: a state of the stream holds NaN or infinity.
+        EditError: no state of the stream was seen, or one holds NaN or infinity.
     """
     with stream_states(model, decoder_layers(model)[1]) as states:
         model(input_ids=tokens, use_cache=False)
+    if not states:
+        raise EditError(
+            "The residual stream cannot be measured",
+            why=f"{type(model).__name__} did not call its decoder layers",
+        )
     return max(_along(state.double(), directions) for state in states)
 
 

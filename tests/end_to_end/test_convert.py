@@ -257,14 +257,14 @@ def test_interrupted(converted: Converted, tmp_path: Path) -> None:
     words += ["--positive", str(converted.files[0]), "--negative", str(converted.files[1])]
     words += ["--random-draws", "1"]
     line = [sys.executable, "-m", "abl_hub", *words]
-    running = subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    assert running.stderr is not None
-    for printed in running.stderr:
-        if printed.startswith("Writing the delta"):
-            running.send_signal(signal.SIGINT)
-            break
-    rest = running.stderr.read()
-    assert running.wait(60) == 130, rest
+    with subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        for printed in running.stderr:
+            if printed.startswith("Writing the delta"):
+                running.send_signal(signal.SIGINT)
+                break
+        rest = running.stderr.read()
+        assert running.wait(60) == 130, rest
     assert "Interrupted" in rest
     assert "Traceback" not in rest
     assert not (tmp_path / "out").exists()

@@ -35,7 +35,6 @@ from abl_hub.model.meta import meta_model
 from abl_hub.model.trace import trace_writers
 from tests.families import CAUSAL, NOT_TEXT, WRAPPERS, build, tokens
 
-
 AGREES = 1e-4
 """Largest share of the edit's effect on the logits by which two forms of it may differ."""
 
@@ -59,6 +58,8 @@ class Form:
 
     logits: torch.Tensor | None = None
     why_not: str = ""
+    broken: bool = False
+    """It was written, but does not load or run."""
     untied: bool = False
     left: float = 0.0
     """The component along the direction that stays in its stream."""
@@ -90,7 +91,7 @@ def survey(family: str, *, wrapper: bool) -> Line:
     if left > residual_limit(torch.float32):
         return replace(found, outcome="refused: by the numeric check (a constant writes)")
     scale = float((hooked - before).abs().max())
-    merged = _merged(model, edit, ids, wrapper)
+    merged = _merged(model, r, ids, wrapper)
     delta = _delta(model, edit, ids)
     rescaled = any(writer.rescaled for writer in trace.writers)
     outcome = "exact null, rescaled" if rescaled else "exact"
@@ -115,7 +116,7 @@ def _built(family: str, wrapper: bool) -> tuple[Any, torch.Tensor, torch.Tensor]
         ids = tokens(model)
         with torch.inference_mode():
             return model, ids, model(input_ids=ids, use_cache=False).logits
-    except Exception as error:  # noqa: BLE001 - 180 foreign builders fail in as many ways
+    except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UnbuildableError(reason[:100]) from error
 
@@ -124,6 +125,8 @@ def _disagreement(merged: Form, delta: Form, hooked: torch.Tensor, scale: float)
     """Why the forms are not one edit; empty where they are. A delta may leave writers out."""
     if merged.logits is None:
         return f"not exact: no merged form ({merged.why_not})"
+    if delta.broken:
+        return f"not exact: the delta is written, but does not run ({delta.why_not})"
     if merged.left > residual_limit(torch.float32):
         return "not exact: the merged form fails the numeric check"
     for name, form in (("merged form", merged), ("delta", delta)):
@@ -133,14 +136,15 @@ def _disagreement(merged: Form, delta: Form, hooked: torch.Tensor, scale: float)
     return ""
 
 
-def _merged(model: Any, edit: Edit, ids: torch.Tensor, wrapper: bool) -> Form:
-    """The model as written, edited and read back."""
+def _merged(model: Any, r: torch.Tensor, ids: torch.Tensor, wrapper: bool) -> Form:
+    """The model as written, edited and read back; traced anew from its files, as the tool does."""
     auto: Any = AutoModelForImageTextToText if wrapper else AutoModelForCausalLM
     with tempfile.TemporaryDirectory() as scratch:
         source, out = Path(scratch) / "source", Path(scratch) / "out"
         try:
             model.save_pretrained(source)
             blueprint = meta_model(source)
+            edit = remove(r, trace_writers(blueprint).writers)
             written = write_merged(edit, source, out, model=blueprint)
             loaded = auto.from_pretrained(out, attn_implementation="eager").eval()
         except AblHubError as error:
@@ -166,15 +170,16 @@ def _delta(model: Any, edit: Edit, ids: torch.Tensor) -> Form:
                 gains=gains(model, edit.writers),
                 base="base",
             )
-            wrapped = PeftModel.from_pretrained(copy.deepcopy(model), str(out))
         except AblHubError as error:
             return Form(why_not=error.why or error.what)
-        except (ValueError, RuntimeError, KeyError, TypeError) as error:
-            return Form(why_not=f"{type(error).__name__} in peft")
+        try:
+            wrapped = PeftModel.from_pretrained(copy.deepcopy(model), str(out))
+            with torch.inference_mode():
+                logits: torch.Tensor = wrapped(input_ids=ids, use_cache=False).logits
+        except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+            return Form(why_not=f"{type(error).__name__} in peft", broken=True)
         if written.left_out:
             return Form(why_not=f"leaves out {len(written.left_out)} writers")
-        with torch.inference_mode():
-            logits: torch.Tensor = wrapped(input_ids=ids, use_cache=False).logits
         return Form(logits=logits)
 
 

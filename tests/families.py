@@ -165,8 +165,7 @@ _OWN: dict[str, dict[str, Any]] = {
     },
     "nemotron": {"num_key_value_heads": 2},
     "qwen4_exp_text": {
-        "layer_types": ["linear_attention", "linear_attention", "linear_attention"]
-        + ["indexed_attention"],
+        "layer_types": [*["linear_attention"] * 3, "indexed_attention"],
         "hc_count": 2,
         "hc_lowrank": 16,
         "ple_embed_dim": WIDTH,

@@ -22,6 +22,15 @@ Decorator = Callable[[Function], Function]
 _METHODS = ("projected", "difference")
 
 
+def _layers(value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    first, _, last = value.partition("-")
+    if not first.isdecimal() or not last.isdecimal() or int(first) > int(last):
+        raise click.BadParameter(f"{value!r} is not FIRST-LAST, as in 4-20")
+    return int(first), int(last)
+
+
 def _all(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def decorate(function: Any) -> Any:
         for option in reversed(options):
@@ -63,6 +72,12 @@ recipe_options = _all(
         default=1.0,
         show_default=True,
         help="1 removes the direction, 0 leaves it, 2 reflects it.",
+    ),
+    click.option(
+        "--layers",
+        metavar="FIRST-LAST",
+        callback=lambda _ctx, _param, value: _layers(value),
+        help="Edit only these layers, 0-based.  [default: all, and the embedding]",
     ),
     click.option("--system", help="System prompt put before every instruction."),
     click.option("--seed", type=int, default=0, show_default=True, help="Of splits and control."),
@@ -172,6 +187,8 @@ def command_line() -> str:
             words.append(str(value))
         elif source is not None and source.name != "DEFAULT":
             flag = max(parameter.opts, key=len)
+            if name == "layers":
+                value = "-".join(map(str, value))
             values = value if isinstance(value, tuple) else (value,)
             words += [flag] if value is True else [w for v in values for w in (flag, str(v))]
     return shlex.join(["abl-hub", context.info_name or "", *words])

@@ -82,8 +82,9 @@ def _agreement_lines(output: Output, record: Record) -> None:
     if record.edit is None or record.agreement is None:
         return
     agreement = record.agreement
+    edited = sum(writer.strength != 0 for writer in record.edit.writers)
     output.line(
-        f"Edit: {record.edit.exactness}, {len(record.edit.writers)} writers; "
+        f"Edit: {record.edit.exactness}, {edited} of {len(record.edit.writers)} writers; "
         f"{agreement.residual:.1e} of the stream is left along the direction"
     )
     output.line(

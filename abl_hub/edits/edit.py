@@ -83,10 +83,34 @@ class Factors:
     remove: torch.Tensor
 
 
-def remove(directions: torch.Tensor, writers: tuple[Writer, ...], strength: float = 1.0) -> Edit:
-    """The `Edit` that removes `directions` (k, width) from all `writers` with one strength."""
+def remove(
+    directions: torch.Tensor,
+    writers: tuple[Writer, ...],
+    strength: float = 1.0,
+    *,
+    layers: tuple[int, int] | None = None,
+) -> Edit:
+    """The `Edit` that removes `directions` (k, width) from `writers` with one strength.
+
+    Args:
+        layers: first and last decoder layer to edit, 0-based, both included; None is all. What
+            writes before the layers (the embedding) is edited where the first layer is.
+
+    Raises:
+        EditError: the directions are dependent, or no writer lies in those layers.
+    """
     basis = orthonormal(directions)
-    return Edit(directions=basis, writers=writers, strengths=(strength,) * len(writers))
+    strengths = tuple(strength if _within(writer, layers) else 0.0 for writer in writers)
+    if layers is not None and not any(_within(writer, layers) for writer in writers):
+        raise EditError(
+            f"No writer lies in layers {layers[0]} to {layers[1]}",
+            next_step="Give a range of layers that the model has",
+        )
+    return Edit(directions=basis, writers=writers, strengths=strengths)
+
+
+def _within(writer: Writer, layers: tuple[int, int] | None) -> bool:
+    return layers is None or layers[0] <= (writer.layer or 0) <= layers[1]
 
 
 def orthonormal(directions: torch.Tensor) -> torch.Tensor:

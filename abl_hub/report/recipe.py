@@ -23,6 +23,7 @@ class Recipe:
         behaviour: name of the contrast.
         methods: directions that are tried; the best on validation prompts is used.
         strength: 1 removes the direction, 0 leaves it.
+        layers: first and last layer that is edited; None is all.
         seed: of the splits and of the random control.
         dtype: number format while measuring; None keeps the checkpoint's. The edit itself is
             always computed from the checkpoint's own precision.
@@ -42,6 +43,7 @@ class Recipe:
     behaviour: str = "refusal"
     methods: tuple[str, ...] = DEFAULT_METHODS
     strength: float = 1.0
+    layers: tuple[int, int] | None = None
     seed: int = 0
     dtype: str | None = None
     rounding: Literal["nearest", "cancelling"] = "nearest"

@@ -69,7 +69,7 @@ def apply(out: Path, runtime: Runtime) -> Record:
     source = recorded_source(record, runtime)
     blueprint = meta_model(source.folder, trust_remote_code=recipe.trust_remote_code)
     trace = trace_writers(blueprint)
-    edit = remove(direction.vector, trace.writers, recipe.strength)
+    edit = remove(direction.vector, trace.writers, recipe.strength, layers=recipe.layers)
     for form in (MERGED, DELTA):
         shutil.rmtree(out / form, ignore_errors=True)
     merged = write_merged(
@@ -175,7 +175,7 @@ def _agreement(
         )
         advance(1)
     limit = residual_limit(merged_chat.model.dtype)
-    if recipe.strength == 1.0 and left > limit:
+    if all(strength == 1.0 for strength in edit.strengths) and left > limit:
         raise EditError(
             "The edited model fails its own check",
             why=f"{left:.1e} of the stream still lies along the direction (limit {limit:.0e})",

@@ -76,7 +76,9 @@ def evaluate(
     between = gains(base.model, writers)
 
     def without(vector: torch.Tensor) -> AbstractContextManager[None]:
-        return applied(remove(vector, writers, recipe.strength), base.model, between)
+        return applied(
+            remove(vector, writers, recipe.strength, layers=recipe.layers), base.model, between
+        )
 
     def added(vector: torch.Tensor) -> AbstractContextManager[None]:
         return adding(base.layers, direction.layer, direction.norm * vector)

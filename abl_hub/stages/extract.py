@@ -74,7 +74,11 @@ def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -
     between = gains(chat.model, trace.writers)
 
     def ablate(vector: torch.Tensor) -> AbstractContextManager[None]:
-        return applied(remove(vector, trace.writers, recipe.strength), chat.model, between)
+        return applied(
+            remove(vector, trace.writers, recipe.strength, layers=recipe.layers),
+            chat.model,
+            between,
+        )
 
     means = mean_activations(chat, prompts.contrast, rows=runtime.rows, progress=runtime.progress)
     validation = validate(chat, prompts.contrast, behaviour_tokens(means), rows=runtime.rows)

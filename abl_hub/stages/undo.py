@@ -66,7 +66,7 @@ def undo(out: Path, runtime: Runtime) -> Undone:
     direction = Direction.load(out / DIRECTION)
     shutil.rmtree(out / UNDO, ignore_errors=True)
     write_delta(
-        remove(direction.vector, writers, record.recipe.strength),
+        remove(direction.vector, writers, record.recipe.strength, layers=record.recipe.layers),
         out / UNDO,
         model=blueprint,
         read=tensors.read_parameter,

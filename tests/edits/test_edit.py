@@ -99,3 +99,15 @@ def test_the_digest_is_the_edit_s_identity() -> None:
     assert one.digest == same.digest != other.digest
     with pytest.raises(ValueError, match="strengths"):
         Edit(directions=one.directions, writers=one.writers, strengths=())
+
+
+def test_a_range_of_layers_leaves_the_others() -> None:
+    writers = tuple(
+        Writer(parameter=f"w{layer}", axis=0, shape=(WIDTH, WIDTH), layer=layer)
+        for layer in (None, 0, 1, 2, 3)
+    )
+    r = random(1, WIDTH)
+    assert remove(r, writers, layers=(1, 2)).strengths == (0.0, 0.0, 1.0, 1.0, 0.0)
+    assert remove(r, writers, 0.5, layers=(0, 1)).strengths == (0.5, 0.5, 0.5, 0.0, 0.0)
+    with pytest.raises(EditError, match="layers 7 to 9"):
+        remove(r, writers, layers=(7, 9))

@@ -273,3 +273,25 @@ def test_interrupted(converted: Converted, tmp_path: Path) -> None:
     assert "Going on with" in done.stderr
     assert "Reading activations" not in done.stderr
     assert (tmp_path / "out" / "merged" / "README.md").is_file()
+
+
+def test_push_from_the_command_line(
+    converted: Converted, tmp_path: Path, local_hub: LocalHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Path(shutil.copytree(converted.out, tmp_path / "out"))
+    monkeypatch.setenv("HF_ENDPOINT", local_hub.endpoint)
+    monkeypatch.setenv("ABL_HUB_PUSH_TOKEN", local_hub.token)
+    words = ["push", str(out), "--only", "delta", "--delta-repo", "cli-delta"]
+    planned = CliRunner().invoke(command, [*words, "--dry-run"])
+    assert planned.exit_code == 0, (planned.stderr, planned.exception)
+    assert "demo/cli-delta (private)" in planned.stdout
+    api = HfApi(endpoint=local_hub.endpoint, token=local_hub.token)
+    assert not api.repo_exists("demo/cli-delta")
+    pushed = CliRunner().invoke(command, ["--format", "json", *words])
+    assert pushed.exit_code == 0, (pushed.stderr, pushed.exception)
+    (published,) = json.loads(pushed.stdout)["published"]
+    assert published["repo"] == "demo/cli-delta"
+    assert published["private"]
+    assert api.model_info("demo/cli-delta").sha == published["commit"]
+    assert "adapter_model.safetensors" in api.list_repo_files("demo/cli-delta")
+    assert local_hub.token not in pushed.output + pushed.stderr

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
 from abl_hub.cli.group import abl_hub
-from abl_hub.hub.local import LocalHub
+from abl_hub.hub.local import Fault, LocalHub
 from abl_hub.hub.publish import publish
 from tests.chat_models import save_chat_model, save_prompts
 
@@ -164,3 +164,56 @@ def test_what_is_not_on_the_hub_for_you(
         refused(wrong, tmp_path, "v9")
         for result in (wrong, run("alice/tiny", *cache, "hf_mallory")):
             assert "hf_" not in result.stderr
+
+
+def test_a_gated_repository(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LocalHub(tmp_path / "hub", user="alice") as hub:
+        publish(
+            model,
+            repo_id="alice/tiny",
+            kind="model",
+            private=False,
+            gated="manual",
+            token=hub.token,
+            endpoint=hub.endpoint,
+            commit_message="tiny",
+        )
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        bob = hub.add_token("bob")
+        result = run("alice/tiny", "--cache-dir", str(tmp_path / "cache"), "--token", bob)
+        refused(result, tmp_path, "gated", "alice/tiny")
+
+
+def test_the_network_is_lost_half_way(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights break off for good; nothing is left, and the same command succeeds later."""
+    with LocalHub(tmp_path / "hub", user="alice") as hub:
+        publish(
+            model,
+            repo_id="alice/tiny",
+            kind="model",
+            private=True,
+            token=hub.token,
+            endpoint=hub.endpoint,
+            commit_message="tiny",
+        )
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        words = ["alice/tiny", "--cache-dir", str(tmp_path / "cache"), "--token", hub.token]
+        words += ["--max-new-tokens", "8", "--random-draws", "1"]
+        with hub.faults.set(Fault(kind="truncate", path="_lfs|safetensors", times=None)):
+            refused(run(*words), tmp_path)
+        again = run(*words)
+        assert again.exit_code == 0, (again.stderr, again.exception)
+        assert (tmp_path / "out" / "record.json").is_file()
+
+
+def test_a_full_disk(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be had here without harm: the answer about free space is made up."""
+    little = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr("abl_hub.edits.staging.shutil.disk_usage", lambda _folder: little)
+    refused(run(model, "--max-new-tokens", "8"), tmp_path, "disk")

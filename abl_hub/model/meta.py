@@ -6,10 +6,12 @@ operations; allocates nothing, so a 671 B configuration costs less than a second
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -45,6 +47,25 @@ def meta_model(
         ) from error
     built: PreTrainedModel = model.eval()
     return built
+
+
+def weightless_copy(model: Any) -> Any:
+    """A copy of a meta model on the CPU: each weight is one zero, seen at all of its places.
+
+    For models whose code asks for values (how many tokens did each expert get?), which the meta
+    device does not have. Takes no memory, but computes: minutes for the largest.
+    """
+    copied = copy.deepcopy(model)
+    parameters: dict[int, nn.Parameter] = {}
+    for module in copied.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if id(weight) not in parameters:
+                zeros = torch.zeros((), dtype=weight.dtype).expand(weight.shape)
+                parameters[id(weight)] = nn.Parameter(zeros, requires_grad=weight.requires_grad)
+            module.register_parameter(name, parameters[id(weight)])
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype)
+    return copied
 
 
 def auto_class(config: PretrainedConfig) -> Any:

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from abl_hub.errors import UnsupportedModelError
 from abl_hub.model.graph import RULES, Carry, Strides, Visit
 from abl_hub.model.layers import decoder_layers, stream_states
+from abl_hub.model.meta import weightless_copy
 from abl_hub.model.writers import Between, Trace, Writer
 
 _TOKENS = 5
@@ -28,6 +29,13 @@ def trace_writers(model: Any) -> Trace:
     Raises:
         UnsupportedModelError: the stream cannot be followed exactly; the reason says where.
     """
+    try:
+        return _trace(model)
+    except _ValuesNeededError:
+        return _trace(weightless_copy(model))
+
+
+def _trace(model: Any) -> Trace:
     name, layers = decoder_layers(model)
     names = {id(weight): key for key, weight in model.named_parameters()}
     states, strides, width = _run(model)
@@ -82,7 +90,9 @@ def _run(model: Any) -> tuple[list[torch.Tensor], Strides, int]:
             _Watching() as watching,
         ):
             model(input_ids=tokens, **options)
-    except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError) as error:
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        if weight.is_meta and isinstance(error, NotImplementedError):
+            raise _ValuesNeededError from error
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UnsupportedModelError(
             f"{type(model).__name__} cannot be run on the {weight.device.type} device to be traced",
@@ -138,6 +148,10 @@ def _note(
             why=f"{name} writes to it under two directions",
             next_step="This architecture cannot be edited exactly",
         )
+
+
+class _ValuesNeededError(Exception):
+    """The model's code asks for values, which the meta device does not have."""
 
 
 class _Watching(TorchFunctionMode):

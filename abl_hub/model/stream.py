@@ -84,7 +84,8 @@ def projecting(
 
     Linear layers, Conv1D, embeddings and fused experts are projected at their module's output,
     which is linear in what they hold. Any other parameter (a lone bias, a table that is indexed by
-    hand) is exchanged for its edited copy and put back afterwards.
+    hand) is exchanged for its edited copy, wherever it is held, and put back afterwards. Gradients
+    reach the projections either way.
     """
     modules = dict(model.named_modules())
     hooked: dict[str, Projection] = {}
@@ -103,10 +104,20 @@ def projecting(
         for owner, projection in hooked.items():
             stack.callback(modules[owner].register_forward_hook(hook(projection)).remove)
         for parameter, axis, projection in exchanged:
-            before = parameter.data
-            stack.callback(setattr, parameter, "data", before)
-            parameter.data = projection(before.movedim(axis, -1)).movedim(-1, axis)
+            edited = projection(parameter.detach().movedim(axis, -1)).movedim(-1, axis)
+            for held, key in _holders(model, parameter):
+                stack.callback(held.__setitem__, key, parameter)
+                # Not `parameter.data`, which would cut the graph between strength and output.
+                held[key] = edited
         yield
+
+
+def _holders(model: nn.Module, parameter: nn.Parameter) -> Iterator[tuple[dict[str, Any], str]]:
+    """Where modules hold `parameter`: (a module's own parameters, its key there)."""
+    for module in model.modules():
+        for key, own in module._parameters.items():
+            if own is parameter:
+                yield module._parameters, key
 
 
 def _output_is_linear(

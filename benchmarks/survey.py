@@ -33,7 +33,8 @@ from abl_hub.model.check import residual, residual_limit
 from abl_hub.model.gains import gains
 from abl_hub.model.meta import meta_model
 from abl_hub.model.trace import trace_writers
-from tests.families import CAUSAL, NOT_TEXT, WRAPPERS, build, tokens
+from abl_hub.model.writers import Trace
+from tests.families import CAUSAL, NOT_SMALL, WRAPPERS, build, tokens
 
 AGREES = 1e-4
 """Largest share of the edit's effect on the logits by which two forms of it may differ."""
@@ -73,6 +74,7 @@ def survey(family: str, *, wrapper: bool) -> Line:
     """
     model, ids, before = _built(family, wrapper)
     try:
+        trace_writers(meta_model(model.config))  # what the tool can see: no weights
         trace = trace_writers(model)
     except AblHubError as error:
         return Line(family=family, outcome=f"refused: {error.why or error.what}")
@@ -100,9 +102,19 @@ def survey(family: str, *, wrapper: bool) -> Line:
         after=f"{max(left, merged.left):.0e}",
         merged=_share(merged, hooked, scale),
         delta=_share(delta, hooked, scale),
-        outcome=_disagreement(merged, delta, hooked, scale)
+        outcome=_unseen(trace)
+        or _disagreement(merged, delta, hooked, scale)
         or outcome + (", head untied" if merged.untied else ""),
     )
+
+
+def _unseen(trace: Trace) -> str:
+    """Why text alone does not show every writer; empty where it does."""
+    silent = sorted(set(range(trace.layer_count)) - {writer.layer for writer in trace.writers})
+    if not silent:
+        return ""
+    layers = ", ".join(map(str, silent))
+    return f"not exact: no writer was seen in layer {layers}, which text alone does not run"
 
 
 class UnbuildableError(Exception):
@@ -230,7 +242,7 @@ def render(
     parts.append("## Not surveyed\n\nRegistered as causal language models, but:\n\n")
     for family, reason in sorted(unbuilt.items()):
         parts.append(f"- {family}: not built from our small configuration ({reason})\n")
-    parts.append(f"- need images, audio or more to run: {', '.join(sorted(NOT_TEXT))}\n")
+    parts.append(f"- not small in our configuration: {', '.join(sorted(NOT_SMALL))}\n")
     print(f"{sum(exact)} exact, {len(refused)} refused, {len(wrong)} not exact, {seconds:.0f} s")
     return "".join(parts)
 

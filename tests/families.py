@@ -184,6 +184,8 @@ _OWN: dict[str, dict[str, Any]] = {
         "local_attn_chunk_length": 4,
     },
     "rwkv": {"attention_hidden_size": 64},
+    "xlm": {"emb_dim": WIDTH, "n_layers": LAYERS, "n_heads": 4, "n_words": 256, "causal": True},
+    "xmod": {"default_language": "en_XX", "is_decoder": True},
     "zamba": {
         "layers_block_type": ["linear_attention", "hybrid"] * 2,
         "attention_hidden_size": 2 * WIDTH,
@@ -230,17 +232,16 @@ _SECTIONED = ("qwen2_vl", "qwen2_5_vl", "glm4v")
 WRAPPERS = (
     "llava", "llava_next", "llava_onevision", "paligemma", "qwen2_vl", "qwen2_5_vl", "qwen3_vl",
     "gemma3", "mistral3", "internvl", "idefics3", "smolvlm", "aya_vision", "vipllava", "glm4v",
-    "llama4", "qwen3_5",
+    "llama4", "qwen3_5", "qwen3_5_moe", "mllama", "emu3", "fuyu", "got_ocr2",
 )  # fmt: skip
-# Registered as causal language models, but wrappers or encoders that need images, audio or more.
-NOT_TEXT = frozenset(
+# Registered as causal language models, but our small configuration leaves them large or broken.
+NOT_SMALL = frozenset(
     (
-        "blt", "emu3", "fuyu", "gemma3", "gemma4", "gemma4_unified", "gemma4_unified_assistant",
-        "git", "got_ocr2", "llama4", "mllama", "moss_transcribe_diarize", "phi4_multimodal",
-        "qwen3_5", "qwen3_5_moe", "qwen4_exp", "xlm", "gemma3n",
+        "blt", "gemma3n", "gemma4", "gemma4_unified", "gemma4_unified_assistant",
+        "moss_transcribe_diarize", "phi4_multimodal", "qwen4_exp",
     )
 )  # fmt: skip
-CAUSAL = tuple(sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - NOT_TEXT))
+CAUSAL = tuple(sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - NOT_SMALL - set(WRAPPERS)))
 
 
 def tiny_config(model_type: str) -> Any:

@@ -16,6 +16,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## train the demo model, run the whole job on it, publish it to a local Hub
 	$(BIN)/abl-hub demo
 
+# Two workers on two cores: with one thread each they do not wait for each other.
+test test-all: export OMP_NUM_THREADS = 1
+
 test: $(READY)
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 

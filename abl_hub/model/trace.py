@@ -8,7 +8,8 @@ does not say what it does, and what the graph says holds for every architecture.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ def _trace(model: Any) -> Trace:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no parameter that writes to its residual stream"
         )
+    _refuse_unrun(model, found)
     head = model.get_output_embeddings()
     tied = None if head is None else getattr(head, "weight", None)
     prefix = f"{name}."
@@ -148,6 +150,27 @@ def _note(
             why=f"{name} writes to it under two directions",
             next_step="This architecture cannot be edited exactly",
         )
+
+
+def _refuse_unrun(model: Any, found: Collection[str]) -> None:
+    """Refuse a parameter that stands where writers stand, one index apart, but was not reached.
+
+    A few tokens do not run everything: an expert that no token was sent to, cross-attention
+    without an image. What did not run leaves no graph, and would write to the stream unedited.
+    """
+    writing = {(_place(name), model.get_parameter(name).shape) for name in found}
+    for name, weight in model.named_parameters():
+        if name not in found and (_place(name), weight.shape) in writing:
+            raise UnsupportedModelError(
+                "The residual stream cannot be traced",
+                why=f"{name} did not run on a few tokens of text, and others like it are writers",
+                next_step="This architecture cannot be edited exactly",
+            )
+
+
+def _place(name: str) -> str:
+    """A parameter's name without its indices in lists."""
+    return re.sub(r"\.\d+(?=\.)", ".*", name)
 
 
 class _ValuesNeededError(Exception):

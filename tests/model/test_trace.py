@@ -182,6 +182,40 @@ def test_what_cannot_be_traced_is_refused_with_its_reason(family: str, reason: s
         trace_writers(build(family))
 
 
+class ListedExperts(torch.nn.Module):
+    """Mixture of experts as code from the Hub often has it: a list, of which only those run that
+    a token was sent to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = torch.nn.Linear(WIDTH, 8, bias=False)
+        self.experts = torch.nn.ModuleList(torch.nn.Linear(WIDTH, WIDTH) for _ in range(8))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        flat = hidden.reshape(-1, WIDTH)
+        weights, chosen = self.gate(flat).softmax(-1).topk(2)
+        out = torch.zeros_like(flat)
+        for expert in chosen.unique().tolist():
+            token, rank = torch.where(chosen == expert)
+            out.index_add_(0, token, self.experts[expert](flat[token]) * weights[token, rank, None])
+        return out.view_as(hidden)
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_experts_that_did_not_run_are_not_forgotten(device: str) -> None:
+    model = meta_model(tiny_config("llama")) if device == "meta" else build("llama")
+    with torch.device(device):
+        for layer in model.model.layers:
+            layer.mlp = ListedExperts()
+    with pytest.raises(UnsupportedModelError, match=r"experts\.\d\.weight did not run"):
+        trace_writers(model)
+
+
+def test_layers_that_run_on_images_only_are_not_forgotten() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"layers\.3\.mlp.* did not run"):
+        trace_writers(build("mllama", wrapper=True))
+
+
 @pytest.mark.parametrize("family", ["xglm", "ctrl", "pegasus"])
 def test_constants_that_no_graph_shows_are_caught_by_the_number(family: str) -> None:
     """Sinusoidal positions are added to the stream and are no parameter."""

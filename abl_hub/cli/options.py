@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Function = TypeVar("Function", bound=Callable[..., Any])
 Decorator = Callable[[Function], Function]
 
-_METHODS = ("projected", "difference")
+_METHODS = ("projected", "difference", "winsorized", "pca", "leace", "svd", "som")
 
 
 def _layers(value: str | None) -> tuple[int, int] | None:
@@ -64,7 +64,15 @@ recipe_options = _all(
         "methods",
         multiple=True,
         type=click.Choice(_METHODS),
-        help="Direction to try; may be repeated.  [default: all, best on validation]",
+        help="Direction to try; may be repeated, the best on validation prompts is taken.  "
+        "[default: projected and difference]",
+    ),
+    click.option(
+        "--rank",
+        type=click.IntRange(1),
+        default=3,
+        show_default=True,
+        help="Most directions that svd and som may remove together.",
     ),
     click.option(
         "--strength",

@@ -1,4 +1,4 @@
-"""One direction in the residual stream, as a value that can be saved, shared and checked.
+"""A direction in the residual stream, as a value that can be saved, shared and checked.
 
 Knows where it was read (layer, position) and by which method; not how, nor what it is used for.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,10 @@ class Direction:
             the amount that activation addition adds (Arditi et al. 2024, section 2.4).
         method: name in the registry of `abl_hub.directions`.
         behaviour: what the contrast is about ("refusal").
+        further: (k − 1, width), float64: directions that are removed with `vector`, orthonormal to
+            it and to each other; None for a single direction.
+        along: (k, width), float64: what is subtracted for each component, for oblique (affine)
+            erasure; None for the orthogonal projection.
     """
 
     vector: torch.Tensor
@@ -39,6 +44,8 @@ class Direction:
     norm: float
     method: str
     behaviour: str = "refusal"
+    further: torch.Tensor | None = None
+    along: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         vector = self.vector.detach().to("cpu", torch.float64).clone()
@@ -50,18 +57,46 @@ class Direction:
         # What is unit already stays as it is, so that a digest survives the disk.
         unit = vector if abs(length - 1.0) < 1e-12 else vector / length
         object.__setattr__(self, "vector", unit)
+        for name in ("further", "along"):
+            rows = getattr(self, name)
+            if rows is not None:
+                rows = rows.detach().to("cpu", torch.float64).clone().contiguous()
+                object.__setattr__(self, name, rows)
 
     @property
     def width(self) -> int:
         return int(self.vector.numel())
 
     @property
+    def basis(self) -> torch.Tensor:
+        """(k, width), float64, orthonormal: everything that is removed, `vector` first."""
+        first = self.vector[None]
+        return first if self.further is None else torch.cat([first, self.further])
+
+    @property
+    def rank(self) -> int:
+        return len(self.basis)
+
+    @property
+    def addition(self) -> torch.Tensor:
+        """(width,): what activation addition adds, `norm` long."""
+        if self.along is None:
+            return self.norm * self.vector
+        unit: torch.Tensor = self.along[0] / self.along[0].norm()
+        return self.norm * unit
+
+    @property
     def digest(self) -> str:
-        """SHA-256 of the vector's float64 bytes: the direction's identity."""
-        return hashlib.sha256(self.vector.numpy().tobytes()).hexdigest()
+        """SHA-256 of the float64 bytes of all tensors: the direction's identity."""
+        return _digest(self._tensors())
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        named = {"direction": self.vector, "further": self.further, "along": self.along}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def save(self, path: Path) -> None:
-        """Write `path` as safetensors: the tensor `direction`, everything else as metadata."""
+        """Write `path` as safetensors: the tensor `direction` (with `further` and `along` where
+        they are not None), everything else as metadata."""
         about = {
             "layer": self.layer,
             "position": self.position,
@@ -71,7 +106,7 @@ class Direction:
             "digest": self.digest,
         }
         save_file(
-            {"direction": self.vector.contiguous()},
+            self._tensors(),
             path,
             metadata={"format": _FORMAT, "about": json.dumps(about, sort_keys=True)},
         )
@@ -93,11 +128,19 @@ class Direction:
                         next_step="Give a direction.safetensors that abl-hub wrote",
                     )
                 about = json.loads(metadata["about"])
-                vector = file.get_tensor("direction")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                vector = tensors.pop("direction")
         except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
             raise SourceError(f"{path} cannot be read as a direction", why=str(error)) from error
         digest = about.pop("digest")
-        direction = cls(vector=vector, **about)
-        if hashlib.sha256(vector.numpy().tobytes()).hexdigest() != digest:
+        if _digest({"direction": vector, **tensors}) != digest:
             raise SourceError(f"{path} does not hold the direction whose digest it carries")
-        return direction
+        return cls(vector=vector, **tensors, **about)
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    identity = hashlib.sha256()
+    for name in ("direction", "further", "along"):
+        if name in tensors:
+            identity.update(tensors[name].numpy().tobytes())
+    return identity.hexdigest()

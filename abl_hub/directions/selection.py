@@ -11,7 +11,7 @@ under, so that what is judged is the edit that will be written.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -20,15 +20,15 @@ import torch
 from abl_hub.directions.contrast import Contrast
 from abl_hub.directions.direction import Direction
 from abl_hub.directions.means import Means
-from abl_hub.directions.methods import METHODS
+from abl_hub.directions.proposal import Proposal
 from abl_hub.errors import ContrastError
 from abl_hub.model.chat import ChatModel
 from abl_hub.model.generate import next_token_log_probs
 from abl_hub.model.stream import adding
 from abl_hub.progress import SILENT, Progress
 
-Ablation = Callable[[torch.Tensor], AbstractContextManager[None]]
-"""Unit vector (width,) → a context in which the model runs without it."""
+Ablation = Callable[[Proposal], AbstractContextManager[None]]
+"""A proposal → a context in which the model runs without its directions."""
 
 MAX_KL = 0.1
 MIN_INDUCE = 0.0
@@ -45,6 +45,7 @@ class Candidate:
         layer: 0-based, the block whose output the vector was read from.
         position: counted from the prompt's end, -1 is its last token.
         norm: length of the vector, in units of the residual stream.
+        rank: how many directions are removed together.
         bypass: mean log-odds of the behaviour's tokens on positive prompts, under ablation.
         induce: the same on negative prompts, under addition of the vector.
         kl: KL(base ‖ ablated) of the first token on negative prompts, nats.
@@ -58,6 +59,7 @@ class Candidate:
     induce: float
     kl: float
     discarded: str | None
+    rank: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,12 +68,14 @@ class Selection:
 
     Args:
         direction: of the chosen candidate.
+        proposal: what the method proposed there.
         chosen: the candidate.
         candidates: all of them.
         passed: False where no candidate met the thresholds, and the least harmful was taken.
     """
 
     direction: Direction
+    proposal: Proposal
     chosen: Candidate
     candidates: tuple[Candidate, ...]
     passed: bool
@@ -150,7 +154,7 @@ def validate(
 
 def select(
     chat: ChatModel,
-    means: Means,
+    proposals: Sequence[Proposal],
     validation: Validation,
     *,
     method: str,
@@ -159,42 +163,48 @@ def select(
     rows: int = 32,
     progress: Progress = SILENT,
 ) -> Selection:
-    """Judge every candidate of `method` and choose one."""
-    vectors = METHODS[method](means)
-    layers, positions, _ = means.shape
+    """Judge the proposals of `method` and choose one.
+
+    Raises:
+        ContrastError: there is none: the two prompt sets leave the same activations.
+    """
     # The paper reads block inputs: the output of block l is its layer l + 1.
-    allowed = range(max(1, int(MAX_DEPTH * layers) - 1))
-    candidates = []
-    with progress.stage(f"Judging {method} candidates", len(allowed) * positions) as advance:
-        for layer in allowed:
-            for index in range(positions):
-                vector = vectors[layer, index]
-                if float(vector.norm()) > 0:
-                    candidates.append(
-                        _judge(chat, validation, vector, layer, index - positions, ablate, rows)
-                    )
-                advance(1)
-    if not candidates:
+    allowed = max(1, int(MAX_DEPTH * len(chat.layers)) - 1)
+    judged: list[tuple[Candidate, Proposal]] = []
+    tried = [proposal for proposal in proposals if proposal.layer < allowed]
+    with progress.stage(f"Judging {method} candidates", len(tried)) as advance:
+        for proposal in tried:
+            judged.append((_judge(chat, validation, proposal, ablate, rows), proposal))
+            advance(1)
+    if not judged:
         raise ContrastError(
             "The two prompt sets leave the same activations",
+            why=f"{method} found no direction between them",
             next_step="Check --positive and --negative",
         )
+    candidates = tuple(candidate for candidate, _ in judged)
     kept = [candidate for candidate in candidates if candidate.discarded is None]
     chosen = min(kept or _least_harmful(candidates), key=lambda candidate: candidate.bypass)
-    direction = Direction(
-        vector=vectors[chosen.layer, positions + chosen.position],
-        layer=chosen.layer,
-        position=chosen.position,
-        norm=chosen.norm,
-        method=method,
-        behaviour=behaviour,
-    )
+    proposal = next(proposal for candidate, proposal in judged if candidate is chosen)
     return Selection(
-        direction=direction, chosen=chosen, candidates=tuple(candidates), passed=bool(kept)
+        direction=Direction(
+            vector=proposal.basis[0],
+            layer=chosen.layer,
+            position=chosen.position,
+            norm=chosen.norm,
+            method=method,
+            behaviour=behaviour,
+            further=proposal.basis[1:] if len(proposal.basis) > 1 else None,
+            along=proposal.along,
+        ),
+        proposal=proposal,
+        chosen=chosen,
+        candidates=candidates,
+        passed=bool(kept),
     )
 
 
-def _least_harmful(candidates: list[Candidate]) -> list[Candidate]:
+def _least_harmful(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Where none meets all thresholds: those within the limit of KL, or else the lowest KL."""
     gentle = [candidate for candidate in candidates if candidate.kl <= MAX_KL]
     return gentle or [min(candidates, key=lambda candidate: candidate.kl)]
@@ -203,26 +213,24 @@ def _least_harmful(candidates: list[Candidate]) -> list[Candidate]:
 def _judge(
     chat: ChatModel,
     validation: Validation,
-    vector: torch.Tensor,
-    layer: int,
-    position: int,
+    proposal: Proposal,
     ablate: Ablation,
     rows: int,
 ) -> Candidate:
-    norm = float(vector.norm())
-    with ablate(vector / norm):
+    with ablate(proposal):
         positive = next_token_log_probs(chat, validation.positive, rows=rows)
         negative = next_token_log_probs(chat, validation.negative, rows=rows)
-    with adding(chat.layers, layer, vector):
+    with adding(chat.layers, proposal.layer, proposal.addition):
         added = next_token_log_probs(chat, validation.negative, rows=rows)
     bypass = float(log_odds(positive, validation.tokens).mean())
     induce = float(log_odds(added, validation.tokens).mean())
     base = validation.negative_log_probs.double()
     kl = float((base.exp() * (base - negative.double())).sum(-1).mean())
     return Candidate(
-        layer=layer,
-        position=position,
-        norm=norm,
+        layer=proposal.layer,
+        position=proposal.position,
+        norm=proposal.norm,
+        rank=len(proposal.basis),
         bypass=bypass,
         induce=induce,
         kl=kl,

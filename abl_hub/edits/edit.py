@@ -3,7 +3,8 @@
 Weight orthogonalization (Arditi et al. 2024, section 4.1, equation 5) for any linear writer:
 W ← W − Σᵢ uᵢ (vᵢ · W), contracted over the writer's stream axis, with vᵢ · uⱼ = δᵢⱼ at strength 1.
 
-- Nothing between writer and stream: v = u = r, the orthogonal projection.
+- Nothing between writer and stream: v = u = r, the orthogonal projection; or, for an oblique edit
+  (affine erasure), v = r and a u of its own with r · u = 1.
 - A norm with gain g between them: v = g ⊙ r, and u is oblique, so that what is left after the
   norm is the vector that runtime ablation leaves, up to a per-token scale.
 
@@ -34,14 +35,19 @@ class Edit:
     """Which directions are removed from which writers, and how strongly.
 
     Args:
-        directions: (k, width), float64, orthonormal rows.
+        directions: (k, width), float64, orthonormal rows: what the stream no longer has a
+            component along.
         writers: the parameters that are edited.
         strengths: one a writer; 1 removes the component, 0 leaves it, 2 reflects it.
+        along: (k, width), float64: what is subtracted for each component (u), with
+            directions · alongᵀ the identity; None is the directions themselves, the orthogonal
+            projection. Anything else is an oblique one, with the same null.
     """
 
     directions: torch.Tensor
     writers: tuple[Writer, ...]
     strengths: tuple[float, ...]
+    along: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         directions = self.directions.detach().to("cpu", torch.float64).clone()
@@ -53,6 +59,18 @@ class Edit:
         if len(self.strengths) != len(self.writers):
             raise ValueError(f"{len(self.strengths)} strengths for {len(self.writers)} writers")
         object.__setattr__(self, "directions", directions)
+        if self.along is not None:
+            along = self.along.detach().to("cpu", torch.float64).clone()
+            if along.shape != directions.shape or not bool(torch.isfinite(along).all()):
+                raise ValueError(f"along is {along.shape}, directions are {directions.shape}")
+            if not torch.allclose(directions @ along.T, identity, atol=1e-9):
+                raise ValueError("directions · alongᵀ must be the identity")
+            object.__setattr__(self, "along", along)
+
+    @property
+    def subtracted(self) -> torch.Tensor:
+        """(k, width): what is subtracted from the stream for each unit of its component."""
+        return self.directions if self.along is None else self.along
 
     @property
     def rank(self) -> int:
@@ -66,6 +84,8 @@ class Edit:
             for w, s in zip(self.writers, self.strengths, strict=True)
         ]
         identity = hashlib.sha256(self.directions.numpy().tobytes())
+        if self.along is not None:
+            identity.update(self.along.numpy().tobytes())
         identity.update(json.dumps(about, sort_keys=True).encode())
         return identity.hexdigest()
 
@@ -89,24 +109,26 @@ def remove(
     strength: float = 1.0,
     *,
     layers: tuple[int, int] | None = None,
+    along: torch.Tensor | None = None,
 ) -> Edit:
     """The `Edit` that removes `directions` (k, width) from `writers` with one strength.
 
     Args:
         layers: first and last decoder layer to edit, 0-based, both included; None is all. What
             writes before the layers (the embedding) is edited where the first layer is.
+        along: see `Edit`; only for directions that are orthonormal already.
 
     Raises:
         EditError: the directions are dependent, or no writer lies in those layers.
     """
-    basis = orthonormal(directions)
+    basis = orthonormal(directions) if along is None else directions
     strengths = tuple(strength if _within(writer, layers) else 0.0 for writer in writers)
     if layers is not None and not any(_within(writer, layers) for writer in writers):
         raise EditError(
             f"No writer lies in layers {layers[0]} to {layers[1]}",
             next_step="Give a range of layers that the model has",
         )
-    return Edit(directions=basis, writers=writers, strengths=strengths)
+    return Edit(directions=basis, writers=writers, strengths=strengths, along=along)
 
 
 def _within(writer: Writer, layers: tuple[int, int] | None) -> bool:
@@ -141,7 +163,7 @@ def factors(edit: Edit, writer: Writer, strength: float, gains: Gains) -> Factor
     """
     read = _at_parameter(edit.directions, writer, gains)
     if not writer.between:
-        return Factors(read=read, remove=strength * read)
+        return Factors(read=read, remove=strength * edit.subtracted)
     gram = read @ read.T
     if not bool(torch.isfinite(gram).all()) or float(torch.linalg.matrix_rank(gram)) < edit.rank:
         raise EditError(
@@ -155,10 +177,10 @@ def factors(edit: Edit, writer: Writer, strength: float, gains: Gains) -> Factor
         return Factors(read=read, remove=strength * torch.linalg.solve(gram, read))
     options = [torch.linalg.solve(gram, read)]
     for ridge in _RIDGES:
-        raw = edit.directions * gain / (gain**2 + ridge * (gain**2).mean())
+        raw = edit.subtracted * gain / (gain**2 + ridge * (gain**2).mean())
         if bool(torch.isfinite(raw).all()):
             options.append(torch.linalg.solve(raw @ read.T, raw))
-    best = min(options, key=lambda u: _simulated_error(u, read, gain, edit.directions))
+    best = min(options, key=lambda u: _simulated_error(u, read, gain, edit))
     return Factors(read=read, remove=strength * best)
 
 
@@ -185,7 +207,7 @@ def _plain_gain(writer: Writer, gains: Gains) -> torch.Tensor | None:
 
 
 def _simulated_error(
-    remove: torch.Tensor, read: torch.Tensor, gain: torch.Tensor, directions: torch.Tensor
+    remove: torch.Tensor, read: torch.Tensor, gain: torch.Tensor, edit: Edit
 ) -> float:
     """Relative error against runtime ablation, for writes g ⊙ x / rms(x) with Gaussian x.
 
@@ -197,6 +219,6 @@ def _simulated_error(
     def normed(y: torch.Tensor) -> torch.Tensor:
         return gain * y / y.square().mean(dim=-1, keepdim=True).sqrt()
 
-    wanted = normed(x) - normed(x) @ directions.T @ directions
+    wanted = normed(x) - normed(x) @ edit.directions.T @ edit.subtracted
     got = normed(x - (x @ read.T) @ remove)
     return float((got - wanted).norm() / wanted.norm())

@@ -22,6 +22,8 @@ class Recipe:
         sizes: prompts a side; None takes the paper's where there are enough.
         behaviour: name of the contrast.
         methods: directions that are tried; the best on validation prompts is used.
+        rank: most directions that a method may remove together; methods that find one are not
+            concerned.
         strength: 1 removes the direction, 0 leaves it.
         layers: first and last layer that is edited; None is all.
         seed: of the splits and of the random control.
@@ -42,6 +44,7 @@ class Recipe:
     sizes: SplitSizes | None = None
     behaviour: str = "refusal"
     methods: tuple[str, ...] = DEFAULT_METHODS
+    rank: int = 3
     strength: float = 1.0
     layers: tuple[int, int] | None = None
     seed: int = 0

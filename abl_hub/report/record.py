@@ -65,6 +65,10 @@ class DirectionRecord:
     layer_count: int
     positions: int
     width: int
+    rank: int = 1
+    """How many directions are removed together."""
+    oblique: bool = False
+    """Removed along another vector than itself (affine erasure)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,7 +69,13 @@ def apply(out: Path, runtime: Runtime) -> Record:
     source = recorded_source(record, runtime)
     blueprint = meta_model(source.folder, trust_remote_code=recipe.trust_remote_code)
     trace = trace_writers(blueprint)
-    edit = remove(direction.vector, trace.writers, recipe.strength, layers=recipe.layers)
+    edit = remove(
+        direction.basis,
+        trace.writers,
+        recipe.strength,
+        layers=recipe.layers,
+        along=direction.along,
+    )
     for form in (MERGED, DELTA):
         shutil.rmtree(out / form, ignore_errors=True)
     merged = write_merged(

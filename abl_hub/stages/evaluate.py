@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from abl_hub.directions.direction import Direction
-from abl_hub.edits.edit import remove
+from abl_hub.edits.edit import orthonormal, remove
 from abl_hub.edits.hooks import applied
 from abl_hub.errors import EvaluationError
 from abl_hub.evaluation.evaluate import Protocol, Questions
@@ -75,15 +75,15 @@ def evaluate(
     writers = trace_writers(base.model).writers
     between = gains(base.model, writers)
 
-    def without(vector: torch.Tensor) -> AbstractContextManager[None]:
+    def without(basis: torch.Tensor) -> AbstractContextManager[None]:
         return applied(
-            remove(vector, writers, recipe.strength, layers=recipe.layers), base.model, between
+            remove(basis, writers, recipe.strength, layers=recipe.layers), base.model, between
         )
 
     def added(vector: torch.Tensor) -> AbstractContextManager[None]:
-        return adding(base.layers, direction.layer, direction.norm * vector)
+        return adding(base.layers, direction.layer, vector)
 
-    controls = random_directions(direction.width, recipe.random_draws, recipe.seed)
+    controls = random_subspaces(direction.width, direction.rank, recipe.random_draws, recipe.seed)
     replies: list[dict[str, str]] = []
 
     def keep(arm: str, side: str, prompts: Sequence[str], given: Sequence[Reply]) -> None:
@@ -100,9 +100,9 @@ def evaluate(
         ),
         base=Subject(chat=base),
         edited=Subject(chat=load(out / MERGED)),
-        random=[Subject(chat=base, active=partial(without, vector)) for vector in controls],
-        induced=Subject(chat=base, active=partial(added, direction.vector)),
-        induced_random=Subject(chat=base, active=partial(added, controls[0])),
+        random=[Subject(chat=base, active=partial(without, basis)) for basis in controls],
+        induced=Subject(chat=base, active=partial(added, direction.addition)),
+        induced_random=Subject(chat=base, active=partial(added, direction.norm * controls[0][0])),
         protocol=Protocol(max_new_tokens=recipe.max_new_tokens, rows=runtime.rows),
         keep=keep if keep_completions else None,
         progress=runtime.progress,
@@ -115,8 +115,8 @@ def evaluate(
     return record
 
 
-def random_directions(width: int, count: int, seed: int) -> list[torch.Tensor]:
-    """Unit vectors drawn uniformly from the sphere, (width,) float64: the control's directions."""
+def random_subspaces(width: int, rank: int, count: int, seed: int) -> list[torch.Tensor]:
+    """The control's directions: `count` uniformly random bases, (rank, width) float64 each."""
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(count, width, generator=generator, dtype=torch.float64)
-    return list(drawn / drawn.norm(dim=-1, keepdim=True))
+    drawn = torch.randn(count, rank, width, generator=generator, dtype=torch.float64)
+    return [orthonormal(rows) for rows in drawn]

@@ -9,10 +9,10 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
+from abl_hub.directions.evidence import Evidence
 from abl_hub.directions.means import Means, mean_activations
 from abl_hub.directions.methods import METHODS
+from abl_hub.directions.proposal import Proposal
 from abl_hub.directions.selection import Ablation, Selection, behaviour_tokens, select, validate
 from abl_hub.edits.edit import remove
 from abl_hub.edits.hooks import applied
@@ -73,19 +73,32 @@ def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -
     )
     between = gains(chat.model, trace.writers)
 
-    def ablate(vector: torch.Tensor) -> AbstractContextManager[None]:
-        return applied(
-            remove(vector, trace.writers, recipe.strength, layers=recipe.layers),
-            chat.model,
-            between,
+    def ablate(proposal: Proposal) -> AbstractContextManager[None]:
+        edit = remove(
+            proposal.basis,
+            trace.writers,
+            recipe.strength,
+            layers=recipe.layers,
+            along=proposal.along,
         )
+        return applied(edit, chat.model, between)
 
     means = mean_activations(chat, prompts.contrast, rows=runtime.rows, progress=runtime.progress)
-    validation = validate(chat, prompts.contrast, behaviour_tokens(means), rows=runtime.rows)
+    tokens = behaviour_tokens(means)
+    validation = validate(chat, prompts.contrast, tokens, rows=runtime.rows)
+    evidence = Evidence(
+        chat=chat,
+        contrast=prompts.contrast,
+        means=means,
+        behaviour_tokens=tokens,
+        rank=recipe.rank,
+        seed=recipe.seed,
+        rows=runtime.rows,
+    )
     selections = {
         method: select(
             chat,
-            means,
+            METHODS[method](evidence),
             validation,
             method=method,
             ablate=ablate,
@@ -141,11 +154,9 @@ def _finalists(
     finalists = []
     with runtime.progress.stage("Comparing methods", len(selections)) as advance:
         for method, selection in selections.items():
-            vector = selection.direction.vector
-
             outcome = trial(
                 base,
-                Subject(chat=chat, active=partial(ablate, vector)),
+                Subject(chat=chat, active=partial(ablate, selection.proposal)),
                 prompts.contrast.positive.validation,
                 prompts.contrast.negative.validation,
                 protocol=protocol,
@@ -181,6 +192,8 @@ def _direction(selection: Selection, means: Means) -> DirectionRecord:
         position=direction.position,
         norm=direction.norm,
         digest=direction.digest,
+        rank=direction.rank,
+        oblique=direction.along is not None,
         layer_count=layers,
         positions=positions,
         width=width,

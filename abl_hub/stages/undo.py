@@ -66,7 +66,13 @@ def undo(out: Path, runtime: Runtime) -> Undone:
     direction = Direction.load(out / DIRECTION)
     shutil.rmtree(out / UNDO, ignore_errors=True)
     write_delta(
-        remove(direction.vector, writers, record.recipe.strength, layers=record.recipe.layers),
+        remove(
+            direction.basis,
+            writers,
+            record.recipe.strength,
+            layers=record.recipe.layers,
+            along=direction.along,
+        ),
         out / UNDO,
         model=blueprint,
         read=tensors.read_parameter,

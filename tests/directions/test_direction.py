@@ -60,3 +60,27 @@ def test_any_other_file_is_refused(tmp_path: Path) -> None:
     for name in ("text", "other.safetensors", "missing"):
         with pytest.raises(SourceError):
             Direction.load(tmp_path / name)
+
+
+def test_a_subspace_survives_the_disk(tmp_path: Path) -> None:
+    eye = torch.eye(16, dtype=torch.float64)
+    before = Direction(
+        vector=eye[0], layer=3, position=-1, norm=2.0, method="svd", further=eye[1:3]
+    )
+    before.save(tmp_path / "d.safetensors")
+    after = Direction.load(tmp_path / "d.safetensors")
+    assert after.digest == before.digest
+    assert torch.equal(after.basis, eye[:3])
+    assert after.rank == 3
+
+
+def test_an_oblique_direction_adds_what_it_subtracts(tmp_path: Path) -> None:
+    eye = torch.eye(16, dtype=torch.float64)
+    along = eye[:1] + 3 * eye[1:2]
+    Direction(vector=eye[0], layer=3, position=-1, norm=2.0, method="leace", along=along).save(
+        tmp_path / "d.safetensors"
+    )
+    after = Direction.load(tmp_path / "d.safetensors")
+    assert torch.equal(after.along, along)
+    assert float(after.addition.norm()) == pytest.approx(2.0)
+    assert float(after.addition[1] / after.addition[0]) == pytest.approx(3.0)

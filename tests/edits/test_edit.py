@@ -111,3 +111,30 @@ def test_a_range_of_layers_leaves_the_others() -> None:
     assert remove(r, writers, 0.5, layers=(0, 1)).strengths == (0.5, 0.5, 0.5, 0.0, 0.0)
     with pytest.raises(EditError, match="layers 7 to 9"):
         remove(r, writers, layers=(7, 9))
+
+
+def test_an_oblique_edit_has_the_same_null_and_subtracts_what_it_is_told() -> None:
+    weight = random(WIDTH, WIDTH)
+    r = orthonormal(random(1, WIDTH, seed=1))
+    u = random(1, WIDTH, seed=5)
+    u = u / (r @ u.T)
+    edit = remove(r, (writer(),), along=u)
+    edited = change(weight, 0, factors(edit, edit.writers[0], 1.0, {}))
+    assert float((r @ edited).abs().max()) < 1e-12
+    assert torch.allclose(weight - edited, torch.outer(u[0], r[0] @ weight))
+    assert edit.digest != remove(r, (writer(),)).digest
+    with pytest.raises(ValueError, match="identity"):
+        remove(r, (writer(),), along=2 * u)
+
+
+def test_an_oblique_edit_behind_a_norm_cleans_the_stream() -> None:
+    gain = (0.5 * random(WIDTH, seed=3)).exp()
+    behind = writer(between=(Gain(parameter="norm.weight"),))
+    r = orthonormal(random(2, WIDTH, seed=1))
+    u = r + 0.1 * random(2, WIDTH, seed=5)
+    u = torch.linalg.solve(u @ r.T, u)
+    edit = remove(r, (behind,), along=u)
+    low_rank = factors(edit, behind, 1.0, {"norm.weight": gain})
+    x = random(64, WIDTH, seed=4)
+    edited = gain * (x - (x @ low_rank.read.T) @ low_rank.remove)
+    assert float((edited @ r.T).abs().max()) < 1e-12

@@ -1,19 +1,21 @@
-"""One file a method, one registry: means → one candidate vector for every layer and position."""
+"""One file a method, one registry: evidence → proposals, each at its layer and position."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import torch
+from abl_hub.directions.evidence import Evidence
+from abl_hub.directions.methods import difference, leace, pca, projected, som, svd, winsorized
+from abl_hub.directions.proposal import Proposal
 
-from abl_hub.directions.means import Means
-from abl_hub.directions.methods.difference import difference_in_means
-from abl_hub.directions.methods.projected import projected_difference
-
-Method = Callable[[Means], torch.Tensor]
-"""Means → (layers, positions, width), float64, not normalised."""
+Method = Callable[[Evidence], list[Proposal]]
 
 METHODS: Mapping[str, Method] = {
-    "projected": projected_difference,
-    "difference": difference_in_means,
+    "projected": projected.propose,
+    "difference": difference.propose,
+    "winsorized": winsorized.propose,
+    "pca": pca.propose,
+    "leace": leace.propose,
+    "svd": svd.propose,
+    "som": som.propose,
 }

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import torch
 
+from abl_hub.directions.evidence import Evidence
 from abl_hub.directions.means import Means
+from abl_hub.directions.proposal import Proposal, everywhere
 
 
 def difference_in_means(means: Means) -> torch.Tensor:
     """r = mean(positive) − mean(negative), (layers, positions, width), float64."""
     return means.positive.activations - means.negative.activations
+
+
+def propose(evidence: Evidence) -> list[Proposal]:
+    """One direction for every layer and position."""
+    return everywhere(difference_in_means(evidence.means))

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import torch
 
-from abl_hub.directions.means import Means
+from abl_hub.directions.evidence import Evidence
 from abl_hub.directions.methods.difference import difference_in_means
+from abl_hub.directions.proposal import Proposal, everywhere
 
 
-def projected_difference(means: Means) -> torch.Tensor:
-    """r − (r · μ̂) μ̂ with μ̂ the direction of mean(negative), (layers, positions, width), float64."""
-    difference = difference_in_means(means)
-    ordinary = means.negative.activations
-    ordinary = ordinary / ordinary.norm(dim=-1, keepdim=True).clamp_min(1e-300)
-    along = (difference * ordinary).sum(-1, keepdim=True)
-    projected: torch.Tensor = difference - along * ordinary
+def without(vectors: torch.Tensor, ordinary: torch.Tensor) -> torch.Tensor:
+    """`vectors` (…, width) without their part along `ordinary` (…, width, broadcast)."""
+    unit = ordinary / ordinary.norm(dim=-1, keepdim=True).clamp_min(1e-300)
+    projected: torch.Tensor = vectors - (vectors * unit).sum(-1, keepdim=True) * unit
     return projected
+
+
+def propose(evidence: Evidence) -> list[Proposal]:
+    """r − (r · μ̂) μ̂ with μ̂ the direction of mean(negative), for every layer and position."""
+    means = evidence.means
+    return everywhere(without(difference_in_means(means), means.negative.activations))

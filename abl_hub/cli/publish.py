@@ -65,7 +65,7 @@ def push(output: Output, /, out: Path, dry_run: bool, **options: Any) -> None:
     abl-hub push out
     abl-hub push out --only delta --public
     """
-    from abl_hub.cli.show import show_plan, show_published
+    from abl_hub.cli.show import show_plan, show_pushed
     from abl_hub.stages.plan import plan_push
     from abl_hub.stages.push import push as run
 
@@ -74,4 +74,4 @@ def push(output: Output, /, out: Path, dry_run: bool, **options: Any) -> None:
     if dry_run:
         show_plan(output, plan_push(out, runtime, target))
         return
-    show_published(output, run(out, runtime, target))
+    show_pushed(output, run(out, runtime, target))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,12 @@ from pydantic import TypeAdapter
 from abl_hub.cli.output import Output
 from abl_hub.evaluation.evaluate import Arm, Evaluation
 from abl_hub.evaluation.intervals import Estimate
-from abl_hub.hub.publish import Published
 from abl_hub.report.record import Record
 
 if TYPE_CHECKING:
+    from abl_hub.hub.publish import Published
     from abl_hub.stages.plan import Plan
+    from abl_hub.stages.push import Pushed
 
 
 def show_plan(output: Output, plan: Plan) -> None:
@@ -46,9 +48,7 @@ def show_evaluation(output: Output, record: Record) -> None:
         output.result(record.evaluation.verdict.label, _document(record))
 
 
-def show_record(
-    output: Output, record: Record, out: Path, published: Sequence[Published] = ()
-) -> None:
+def show_record(output: Output, record: Record, out: Path, pushed: Pushed | None = None) -> None:
     """Everything that `convert` found out."""
     _direction_lines(output, record)
     _agreement_lines(output, record)
@@ -57,15 +57,17 @@ def show_record(
         _evaluation_lines(output, record.evaluation)
     output.line()
     output.line(f"Wrote {out}: merged/, delta/, direction.safetensors, record.json")
-    _published_lines(output, published)
-    document = {**_document(record), "out": str(out), "published": _published(published)}
+    document = {**_document(record), "out": str(out), "published": []}
+    if pushed is not None:
+        _pushed_lines(output, pushed)
+        document |= _pushed(pushed)
     output.result(str(out), document)
 
 
-def show_published(output: Output, published: Sequence[Published]) -> None:
-    """Where things are now."""
-    _published_lines(output, published)
-    output.result("\n".join(item.url for item in published), {"published": _published(published)})
+def show_pushed(output: Output, pushed: Pushed) -> None:
+    """Where things are now, and what came back from there."""
+    _pushed_lines(output, pushed)
+    output.result("\n".join(item.url for item in pushed.published), _pushed(pushed))
 
 
 def _direction_lines(output: Output, record: Record) -> None:
@@ -131,11 +133,23 @@ def _rate(estimate: Estimate) -> str:
     return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
 
 
-def _published_lines(output: Output, published: Sequence[Published]) -> None:
-    for item in published:
+def _pushed_lines(output: Output, pushed: Pushed) -> None:
+    for item in pushed.published:
         visibility = "private" if item.private else "public"
         state = "published" if item.changed else "already up to date"
         output.line(f"{item.kind:<6} {item.url} ({visibility}, {state}, {item.commit[:8]})")
+    loaded = pushed.loaded_back
+    differences = (("merged", loaded.merged_apart), ("base + delta", loaded.delta_apart))
+    apart = [f"{name} differs by {value:.1e}" for name, value in differences if value is not None]
+    ran = f"; on {loaded.prompts} prompts {', '.join(apart)}" if apart else ""
+    output.line(f"Loaded back from the Hub: {loaded.files} files are those of the record{ran}")
+
+
+def _pushed(pushed: Pushed) -> dict[str, Any]:
+    return {
+        "published": _published(pushed.published),
+        "loaded_back": asdict(pushed.loaded_back),
+    }
 
 
 def _published(published: Sequence[Published]) -> list[dict[str, Any]]:

@@ -12,20 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-from huggingface_hub import snapshot_download
-from peft import PeftModel
-
 from abl_hub.demo.corpus import DemoPrompts, prompts
 from abl_hub.demo.train import demo_model
 from abl_hub.hub.local import LocalHub
-from abl_hub.hub.publish import Published, publish
-from abl_hub.model.chat import ChatModel, load_chat_model
-from abl_hub.model.generate import next_token_logits
+from abl_hub.hub.publish import publish
 from abl_hub.report.recipe import Recipe
 from abl_hub.report.record import Record
 from abl_hub.stages.convert import convert
-from abl_hub.stages.push import push
+from abl_hub.stages.push import Pushed, push
 from abl_hub.stages.runtime import Runtime
 from abl_hub.stages.target import Target
 
@@ -38,17 +32,13 @@ class Demo:
 
     Args:
         record: of the conversion.
-        published: merged, delta and Space on the local Hub.
-        merged_apart: largest logit difference between the merged model as downloaded and on disk.
-        delta_apart: the same for base plus delta, against the merged model.
+        pushed: merged, delta and Space on the local Hub, and what came back from there.
         requests: HTTP requests that the local Hub answered.
         base: folder of the demo model.
     """
 
     record: Record
-    published: tuple[Published, ...]
-    merged_apart: float
-    delta_apart: float
+    pushed: Pushed
     requests: int
     base: Path
 
@@ -83,17 +73,8 @@ def run_demo(out: Path, runtime: Runtime, *, command: str, overwrite: bool = Tru
                 overwrite=overwrite,
                 references=references(asked),
             )
-            published = push(out, local, Target())
-            questions = [prompt for prompt, _ in (*asked.positive[:8], *asked.negative[:8])]
-            merged_apart, delta_apart = _compare(out, model, published, questions, local)
-            return Demo(
-                record=record,
-                published=published,
-                merged_apart=merged_apart,
-                delta_apart=delta_apart,
-                requests=len(hub.requests),
-                base=model,
-            )
+            pushed = push(out, local, Target())
+            return Demo(record=record, pushed=pushed, requests=len(hub.requests), base=model)
 
 
 def write_prompts(asked: DemoPrompts, folder: Path) -> tuple[Path, Path]:
@@ -108,36 +89,3 @@ def write_prompts(asked: DemoPrompts, folder: Path) -> tuple[Path, Path]:
 def references(asked: DemoPrompts) -> Mapping[str, str]:
     """Prompt → what the model answered before it was tuned to refuse."""
     return dict((*asked.positive, *asked.negative))
-
-
-def _compare(
-    out: Path,
-    base: Path,
-    published: tuple[Published, ...],
-    questions: list[str],
-    runtime: Runtime,
-) -> tuple[float, float]:
-    """Download what was published and compare its logits with what is on disk."""
-
-    def download(item: Published) -> Path:
-        return Path(
-            snapshot_download(
-                item.repo,
-                revision=item.commit,
-                cache_dir=runtime.cache_dir,
-                token=runtime.token,
-                endpoint=runtime.endpoint,
-            )
-        )
-
-    merged, delta = (item for item in published if item.kind == "model")
-    kept = next_token_logits(load_chat_model(out / "merged"), questions)
-    loaded = next_token_logits(load_chat_model(download(merged)), questions)
-    chat = load_chat_model(base)
-    wrapped = PeftModel.from_pretrained(chat.model, str(download(delta)))
-    adapted = next_token_logits(ChatModel(model=wrapped, tokenizer=chat.tokenizer), questions)
-    return _apart(loaded, kept), _apart(adapted, kept)
-
-
-def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one - other).abs().max())

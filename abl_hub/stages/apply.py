@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from abl_hub.edits.hooks import applied
 from abl_hub.edits.keys import CheckpointTensors
 from abl_hub.edits.shards import CONFIG, open_shards, read_json
 from abl_hub.errors import EditError
-from abl_hub.model.chat import ChatModel, load_chat_model
+from abl_hub.model.chat import ChatModel
 from abl_hub.model.check import residual, residual_limit
 from abl_hub.model.gains import gains_from_tensors
 from abl_hub.model.generate import next_token_logits
@@ -37,12 +38,11 @@ from abl_hub.report.record import (
     save_record,
 )
 from abl_hub.stages.extract import DIRECTION
-from abl_hub.stages.inputs import recorded_prompts, recorded_source
-from abl_hub.stages.runtime import Runtime, dtype_named
+from abl_hub.stages.inputs import few_prompts, load_recorded, recorded_prompts, recorded_source
+from abl_hub.stages.runtime import Runtime
 
 MERGED = "merged"
 DELTA = "delta"
-_AGREEMENT_PROMPTS = 8
 
 
 def apply(out: Path, runtime: Runtime) -> Record:
@@ -61,11 +61,7 @@ def apply(out: Path, runtime: Runtime) -> Record:
             f"{out / DIRECTION} is not the direction of the record",
             next_step="Run `abl-hub extract` again",
         )
-    prompts = recorded_prompts(record, runtime).contrast
-    asked = (
-        *prompts.positive.validation[: _AGREEMENT_PROMPTS // 2],
-        *prompts.negative.validation[: _AGREEMENT_PROMPTS // 2],
-    )
+    asked = few_prompts(recorded_prompts(record, runtime))
     source = recorded_source(record, runtime)
     blueprint = meta_model(source.folder, trust_remote_code=recipe.trust_remote_code)
     trace = trace_writers(blueprint)
@@ -145,17 +141,7 @@ def _agreement(
     runtime: Runtime,
 ) -> AgreementRecord:
     """Next-token logits of base, hooks, delta and merged on real prompts, one model at a time."""
-    recipe = record.recipe
-
-    def load(folder: Path) -> ChatModel:
-        return load_chat_model(
-            folder,
-            dtype=dtype_named(recipe.dtype),
-            device=runtime.device,
-            system=recipe.system,
-            trust_remote_code=recipe.trust_remote_code,
-        )
-
+    load = partial(load_recorded, recipe=record.recipe, runtime=runtime)
     with runtime.progress.stage("Comparing hooks, delta and merged", 4) as advance:
         chat = load(source)
         base = next_token_logits(chat, prompts)

@@ -21,7 +21,6 @@ from abl_hub.errors import EvaluationError
 from abl_hub.evaluation.evaluate import Protocol, Questions
 from abl_hub.evaluation.evaluate import evaluate as measure
 from abl_hub.evaluation.subject import Subject
-from abl_hub.model.chat import ChatModel, load_chat_model
 from abl_hub.model.gains import gains
 from abl_hub.model.generate import Reply
 from abl_hub.model.stream import adding
@@ -29,8 +28,8 @@ from abl_hub.model.trace import trace_writers
 from abl_hub.report.record import Record, load_record, save_record
 from abl_hub.stages.apply import MERGED
 from abl_hub.stages.extract import DIRECTION
-from abl_hub.stages.inputs import recorded_prompts, recorded_source
-from abl_hub.stages.runtime import Runtime, dtype_named
+from abl_hub.stages.inputs import load_recorded, recorded_prompts, recorded_source
+from abl_hub.stages.runtime import Runtime
 
 COMPLETIONS = "completions.jsonl"
 
@@ -62,16 +61,7 @@ def evaluate(
     source = recorded_source(record, runtime)
     contrast = recorded_prompts(record, runtime).contrast
 
-    def load(folder: Path) -> ChatModel:
-        return load_chat_model(
-            folder,
-            dtype=dtype_named(recipe.dtype),
-            device=runtime.device,
-            system=recipe.system,
-            trust_remote_code=recipe.trust_remote_code,
-        )
-
-    base = load(source.folder)
+    base = load_recorded(source.folder, recipe, runtime)
     writers = trace_writers(base.model).writers
     between = gains(base.model, writers)
 
@@ -99,7 +89,7 @@ def evaluate(
             references=references or {},
         ),
         base=Subject(chat=base),
-        edited=Subject(chat=load(out / MERGED)),
+        edited=Subject(chat=load_recorded(out / MERGED, recipe, runtime)),
         random=[Subject(chat=base, active=partial(without, basis)) for basis in controls],
         induced=Subject(chat=base, active=partial(added, direction.addition)),
         induced_random=Subject(chat=base, active=partial(added, direction.norm * controls[0][0])),

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 from abl_hub.directions.contrast import Contrast, Split, make_contrast
 from abl_hub.errors import ContrastError, SourceError
 from abl_hub.hub.prompts import PromptSet, load_prompts
 from abl_hub.hub.source import Source, resolve_source
+from abl_hub.model.chat import ChatModel, load_chat_model
 from abl_hub.report.recipe import Recipe
 from abl_hub.report.record import PromptsRecord, Record, SourceRecord
-from abl_hub.stages.runtime import Runtime
+from abl_hub.stages.runtime import Runtime, dtype_named
+
+_FEW = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +98,28 @@ def recorded_prompts(record: Record, runtime: Runtime) -> Prompts:
                 next_step="Run `abl-hub extract` again",
             )
     return prompts
+
+
+def few_prompts(prompts: Prompts) -> tuple[str, ...]:
+    """The validation prompts that forms and copies of a model are compared on, both sides."""
+    contrast = prompts.contrast
+    half = _FEW // 2
+    return (*contrast.positive.validation[:half], *contrast.negative.validation[:half])
+
+
+def load_recorded(folder: Path, recipe: Recipe, runtime: Runtime) -> ChatModel:
+    """Load a model folder as `recipe` measures it.
+
+    Raises:
+        SourceError, UnsupportedModelError: as `load_chat_model`.
+    """
+    return load_chat_model(
+        folder,
+        dtype=dtype_named(recipe.dtype),
+        device=runtime.device,
+        system=recipe.system,
+        trust_remote_code=recipe.trust_remote_code,
+    )
 
 
 def _pinned(prompts: PromptsRecord) -> str | None:

@@ -1,21 +1,40 @@
-"""Stage 5: merged model, delta and Space, each one atomic commit, private by default."""
+"""Stage 5: merged model, delta and Space, each one atomic commit, private by default.
+
+Done is what was loaded back from the Hub and found to be what was sent.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from abl_hub.hub.publish import Published, namespace, publish
 from abl_hub.report.record import load_record
 from abl_hub.stages.card import write_cards
+from abl_hub.stages.load_back import LoadedBack, load_back, reference
 from abl_hub.stages.runtime import Runtime
 from abl_hub.stages.space import write_space
 from abl_hub.stages.target import SPACE, Target, check_allowed, repositories
 
 
-def push(out: Path, runtime: Runtime, target: Target | None = None) -> tuple[Published, ...]:
-    """Publish what is in `out`.
+@dataclass(frozen=True, kw_only=True)
+class Pushed:
+    """What is on the Hub now.
+
+    Args:
+        published: one of each part, in the order merged, delta, Space.
+        loaded_back: what came back from there.
+    """
+
+    published: tuple[Published, ...]
+    loaded_back: LoadedBack
+
+
+def push(out: Path, runtime: Runtime, target: Target | None = None) -> Pushed:
+    """Publish what is in `out`, and load it back.
 
     Raises:
+        SourceError, ContrastError: source or prompts have changed since `extract`.
         HubError: the licence forbids it, the verdict does and `yes` is not given, or the Hub.
         EvaluationError: there is nothing evaluated to publish.
     """
@@ -24,26 +43,26 @@ def push(out: Path, runtime: Runtime, target: Target | None = None) -> tuple[Pub
     check_allowed(record, target)
     owner = target.namespace or namespace(token=runtime.token, endpoint=runtime.endpoint)
     repos = repositories(record, target, owner)
+    wanted = reference(record, target.parts, out, runtime)
     write_cards(out, repos)
     if SPACE in target.parts:
         write_space(out, out / SPACE, record, repos)
-    published = []
+    published: dict[str, Published] = {}
     with runtime.progress.stage("Publishing", len(target.parts)) as advance:
         for part in target.parts:
-            published.append(
-                publish(
-                    out / part,
-                    repo_id=repos[part],
-                    kind="space" if part == SPACE else "model",
-                    private=not target.public,
-                    gated=None if part == SPACE else target.gated,
-                    create_pr=target.create_pr,
-                    token=runtime.token,
-                    endpoint=runtime.endpoint,
-                    commit_message=f"abl-hub: {record.direction.behaviour} direction removed",
-                    space_sdk="gradio" if part == SPACE else None,
-                    progress=runtime.progress,
-                )
+            published[part] = publish(
+                out / part,
+                repo_id=repos[part],
+                kind="space" if part == SPACE else "model",
+                private=not target.public,
+                gated=None if part == SPACE else target.gated,
+                create_pr=target.create_pr,
+                token=runtime.token,
+                endpoint=runtime.endpoint,
+                commit_message=f"abl-hub: {record.direction.behaviour} direction removed",
+                space_sdk="gradio" if part == SPACE else None,
+                progress=runtime.progress,
             )
             advance(1)
-    return tuple(published)
+    loaded = load_back(out, published, wanted, runtime)
+    return Pushed(published=tuple(published.values()), loaded_back=loaded)

@@ -108,10 +108,11 @@ def test_pushed_artifacts_load_and_behave(
     out = Path(shutil.copytree(converted.out, tmp_path / "out"))
     runtime = abl_hub.Runtime(token=local_hub.token, endpoint=local_hub.endpoint)
     target = Target(merged_repo="e2e-merged", delta_repo="e2e-delta", space_repo="e2e-space")
-    published = abl_hub.push(out, runtime, target)
+    pushed = abl_hub.push(out, runtime, target)
+    published = pushed.published
     assert [item.kind for item in published] == ["model", "model", "space"]
     assert all(item.private and item.changed for item in published)
-    again = abl_hub.push(out, runtime, target)
+    again = abl_hub.push(out, runtime, target).published
     assert [item.commit for item in again] == [item.commit for item in published]
     assert not any(item.changed for item in again)
 

@@ -1,0 +1,204 @@
+"""After a push: what the Hub holds now, fetched again and held to the record before it is "done".
+
+Bytes by SHA-256 against the record and the files here; then both models run on a few validation
+prompts and must say what they say from this disk. The download is removed afterwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+
+from abl_hub.edits.staging import check_space
+from abl_hub.errors import HubError
+from abl_hub.hub.fetch import fetch_published
+from abl_hub.hub.publish import MANIFEST, Published
+from abl_hub.hub.source import Source
+from abl_hub.model.chat import ChatModel
+from abl_hub.model.generate import next_token_logits
+from abl_hub.report.record import FormRecord, Record
+from abl_hub.stages.apply import DELTA, MERGED
+from abl_hub.stages.inputs import few_prompts, load_recorded, recorded_prompts, recorded_source
+from abl_hub.stages.runtime import Runtime
+
+_SAME = 1e-3
+"""Largest difference of logits, as a share of the largest logit, between two loads of one file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedBack:
+    """What the published artifacts were found to be.
+
+    Args:
+        files: files whose bytes are those of the record and of this disk.
+        prompts: validation prompts that the models were run on.
+        merged_apart: largest difference of next-token logits between the merged model as
+            downloaded and on disk; None if it was not published.
+        delta_apart: the same for base plus delta.
+    """
+
+    files: int
+    prompts: int
+    merged_apart: float | None
+    delta_apart: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What is needed to judge a published artifact, collected before anything is published."""
+
+    record: Record
+    prompts: tuple[str, ...]
+    source: Source | None
+
+
+def reference(record: Record, parts: Sequence[str], out: Path, runtime: Runtime) -> Reference:
+    """Collect what `load_back` needs, so that it fails before the push and not after it.
+
+    Raises:
+        HubError: a file in `out` is not the one of the record.
+        SourceError, ContrastError: source or prompts have changed since `extract`.
+        OutputError: no room for the download.
+    """
+    for part in parts:
+        for path, recorded in _recorded(record, part).items():
+            if not (out / part / path).is_file() or _sha256(out / part / path) != recorded:
+                raise HubError(
+                    f"{out / part / path} is not published",
+                    why="it is not the file of the record",
+                    next_step=f"Run `abl-hub apply {out}` again",
+                )
+    prompts: tuple[str, ...] = ()
+    if MERGED in parts or DELTA in parts:
+        prompts = few_prompts(recorded_prompts(record, runtime))
+    sizes = (file.stat().st_size for part in parts for file in (out / part).rglob("*"))
+    check_space(out, sum(sizes))
+    source = recorded_source(record, runtime) if DELTA in parts else None
+    return Reference(record=record, prompts=prompts, source=source)
+
+
+def load_back(
+    out: Path, published: Mapping[str, Published], reference: Reference, runtime: Runtime
+) -> LoadedBack:
+    """Fetch what was published at its new commit and compare it with the record and with `out`.
+
+    Args:
+        published: part → where it is now.
+
+    Raises:
+        HubError: something differs, or the Hub failed.
+    """
+    home = out.resolve()
+    with (
+        tempfile.TemporaryDirectory(prefix=f".{home.name}.load-back-", dir=home.parent) as scratch,
+        runtime.progress.stage("Loading back", len(published) + len(_models(published))) as advance,
+    ):
+        files = 0
+        for part, item in published.items():
+            files += _compare_files(home / part, part, item, Path(scratch), reference, runtime)
+            advance(1)
+        apart: dict[str, float] = {}
+        for part in _models(published):
+            here, there = home / part, Path(scratch) / part
+            measure = _merged_apart if part == MERGED else _delta_apart
+            apart[part] = measure(here, there, published[part], reference, runtime)
+            advance(1)
+    return LoadedBack(
+        files=files,
+        prompts=len(reference.prompts),
+        merged_apart=apart.get(MERGED),
+        delta_apart=apart.get(DELTA),
+    )
+
+
+def _models(published: Mapping[str, Published]) -> list[str]:
+    return [part for part in (MERGED, DELTA) if part in published]
+
+
+def _compare_files(
+    here: Path,
+    part: str,
+    item: Published,
+    scratch: Path,
+    reference: Reference,
+    runtime: Runtime,
+) -> int:
+    """Download a part into `scratch / part`; the number of files, all of them the same."""
+    recorded = _recorded(reference.record, part)
+    lost = sorted(recorded.keys() - set(item.files))
+    if lost:
+        raise _differs(item, f"{lost[0]} of the record is not there")
+    fetched = fetch_published(item, scratch / part, token=runtime.token, endpoint=runtime.endpoint)
+    count = 0
+    for path, file in fetched:
+        if path == MANIFEST:
+            continue
+        if _sha256(file) != (recorded.get(path) or _sha256(here / path)):
+            raise _differs(item, f"{path} came back with other bytes")
+        count += 1
+    return count
+
+
+def _recorded(record: Record, part: str) -> dict[str, str]:
+    """Path → SHA-256, of the files that the record names."""
+    forms: dict[str, FormRecord | None] = {MERGED: record.merged, DELTA: record.delta}
+    form = forms.get(part)
+    return {file.path: file.sha256 for file in form.files} if form else {}
+
+
+def _merged_apart(
+    here: Path, there: Path, item: Published, reference: Reference, runtime: Runtime
+) -> float:
+    def logits(folder: Path) -> torch.Tensor:
+        chat = load_recorded(folder, reference.record.recipe, runtime)
+        return next_token_logits(chat, reference.prompts)
+
+    return _apart(logits(there), logits(here), item)
+
+
+def _delta_apart(
+    here: Path, there: Path, item: Published, reference: Reference, runtime: Runtime
+) -> float:
+    assert reference.source is not None  # collected whenever a delta is published
+    chat = load_recorded(reference.source.folder, reference.record.recipe, runtime)
+
+    def logits(folder: Path) -> torch.Tensor:
+        wrapped = PeftModel.from_pretrained(chat.model, str(folder))
+        adapted = ChatModel(model=wrapped, tokenizer=chat.tokenizer, system=chat.system)
+        found = next_token_logits(adapted, reference.prompts)
+        wrapped.unload()
+        return found
+
+    return _apart(logits(there), logits(here), item)
+
+
+def _apart(there: torch.Tensor, here: torch.Tensor, item: Published) -> float:
+    """Largest difference of logits.
+
+    Raises:
+        HubError: it is more than two loads of the same file can differ by.
+    """
+    apart = float((there - here).abs().max())
+    limit = _SAME * float(here.abs().max())
+    if not apart <= limit:  # NaN is a difference too
+        raise _differs(item, f"its logits are {apart:.1e} from those here (limit {limit:.0e})")
+    return apart
+
+
+def _differs(item: Published, why: str) -> HubError:
+    return HubError(
+        f"{item.repo} at commit {item.commit[:8]} is not what was published",
+        why=why,
+        next_step=f"Look at {item.url}, and push again",
+    )
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

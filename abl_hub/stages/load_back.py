@@ -18,7 +18,8 @@ from peft import PeftModel
 from abl_hub.edits.staging import check_space
 from abl_hub.errors import HubError
 from abl_hub.hub.fetch import fetch_published
-from abl_hub.hub.publish import MANIFEST, Published
+from abl_hub.hub.payload import MANIFEST
+from abl_hub.hub.publish import Published
 from abl_hub.hub.source import Source
 from abl_hub.model.chat import ChatModel
 from abl_hub.model.generate import next_token_logits

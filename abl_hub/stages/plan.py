@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from abl_hub.edits.plan import plan_model
-from abl_hub.hub.publish import namespace
+from abl_hub.hub.account import namespace
 from abl_hub.hub.source import plan_source
 from abl_hub.model.meta import meta_model
 from abl_hub.model.trace import trace_writers

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from abl_hub.hub.publish import Published, namespace, publish
+from abl_hub.hub.account import namespace
+from abl_hub.hub.publish import Published, publish
 from abl_hub.report.record import load_record
 from abl_hub.stages.card import write_cards
 from abl_hub.stages.load_back import LoadedBack, load_back, reference

@@ -12,16 +12,11 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from abl_hub.errors import AblHubError, HubError
+from abl_hub.hub.account import namespace
+from abl_hub.hub.collect import collect, tag_commit
 from abl_hub.hub.local import Fault, LocalHub
-from abl_hub.hub.publish import (
-    MANIFEST,
-    Published,
-    collect,
-    namespace,
-    plan_publish,
-    publish,
-    tag_commit,
-)
+from abl_hub.hub.payload import MANIFEST
+from abl_hub.hub.publish import Published, plan_publish, publish
 from tests.hub.tiny_repos import MODEL_FILES, SENTINEL, put, safetensors
 
 FILES = {**MODEL_FILES, "plots/deltas.png": b"png", "model-2.safetensors": safetensors(2)}

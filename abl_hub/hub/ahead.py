@@ -1,0 +1,61 @@
+"""Large files sent ahead of their commit, one by one; the Hub shows none of them before it.
+
+So a file can be made, sent and deleted before the next one is made. What was sent once is not sent
+again. Knows uploads; does not know what else the commit will hold.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd
+
+from abl_hub.errors import HubError
+from abl_hub.hub.bars import client_bars_silenced
+from abl_hub.hub.repository import Repository
+
+
+class Ahead:
+    """Uploads on their way into one later commit of `repo`.
+
+    Attributes:
+        operations: path → what the commit must hold, of files given to `send_file`.
+        sent: path → bytes, of everything that was uploaded.
+    """
+
+    def __init__(self, repo: Repository, *, create_pr: bool = False) -> None:
+        self.repo, self.create_pr = repo, create_pr
+        self.operations: dict[str, CommitOperationAdd] = {}
+        self.sent: dict[str, int] = {}
+
+    def send_file(self, path: str, file: Path) -> None:
+        """Upload `file`; it may be deleted afterwards.
+
+        Raises:
+            HubError: the Hub refused or failed, or takes this file only within the commit.
+        """
+        operation = CommitOperationAdd(path_in_repo=path, path_or_fileobj=str(file))
+        with self.repo.translated(), client_bars_silenced():
+            self.repo.backoff.run(lambda: self.send(operation, keep=False))
+        if operation.path_or_fileobj != b"":
+            raise HubError(
+                f"{self.repo.name} does not take {path} ahead of the commit",
+                why="its .gitattributes or .gitignore says so",
+                next_step="Publish without --stream, or to another repository",
+            )
+        self.operations[path] = operation
+
+    def send(self, operation: CommitOperationAdd, *, keep: bool = True) -> None:
+        """Upload one file. `keep`: it stays readable, for another try at the commit."""
+        path = operation.path_in_repo
+        if path in self.sent:
+            return
+        self.repo.api.preupload_lfs_files(
+            self.repo.name,
+            [operation],
+            repo_type=self.repo.kind,
+            create_pr=self.create_pr,
+            num_threads=1,
+            free_memory=not keep,
+        )
+        self.sent[path] = operation.upload_info.size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,16 @@ _OPTIONS = (
         type=click.Choice(["auto", "manual"]),
         help="Ask readers to request access.",
     ),
+    click.option(
+        "--gate-prompt",
+        metavar="TEXT",
+        help="With --gated: what readers are shown when they ask.  [default: about the edit]",
+    ),
+    click.option(
+        "--collection",
+        metavar="TITLE",
+        help="Tie base, merged, delta and Space together in this collection.",
+    ),
     click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing."),
     click.option(
         "--yes", is_flag=True, help="Publish publicly though the verdict is not SUPPORTED."
@@ -48,8 +59,10 @@ def target_of(options: dict[str, Any]) -> Target:
     """Where to publish; takes the options of `publish_options` out."""
     from abl_hub.stages.target import Target
 
-    names = ("namespace", "merged_repo", "delta_repo", "space_repo", "only", "public", "gated")
-    return Target(**{name: options.pop(name) for name in (*names, "create_pr", "yes")})
+    target = Target(**{field.name: options.pop(field.name) for field in fields(Target)})
+    if target.gate_prompt is not None and target.gated is None:
+        raise click.UsageError("--gate-prompt needs --gated auto or --gated manual")
+    return target
 
 
 @click.command()

@@ -138,6 +138,8 @@ def _pushed_lines(output: Output, pushed: Pushed) -> None:
         visibility = "private" if item.private else "public"
         state = "published" if item.changed else "already up to date"
         output.line(f"{item.kind:<6} {item.url} ({visibility}, {state}, {item.commit[:8]})")
+    if pushed.collection is not None:
+        output.line(f"collection {pushed.collection}")
     loaded = pushed.loaded_back
     differences = (("merged", loaded.merged_apart), ("base + delta", loaded.delta_apart))
     apart = [f"{name} differs by {value:.1e}" for name, value in differences if value is not None]
@@ -147,7 +149,10 @@ def _pushed_lines(output: Output, pushed: Pushed) -> None:
 
 def _pushed(pushed: Pushed) -> dict[str, Any]:
     return {
-        "published": _published(pushed.published),
+        "published": [
+            {**item, "tag": pushed.tags.get(item["repo"])} for item in _published(pushed.published)
+        ],
+        "collection": pushed.collection,
         "loaded_back": asdict(pushed.loaded_back),
     }
 

@@ -33,6 +33,7 @@ def render_card(
     related: Mapping[str, str],
     command: str,
     duties: Sequence[str] = (),
+    gate_prompt: str | None = None,
 ) -> str:
     """README.md of one artifact.
 
@@ -41,12 +42,16 @@ def render_card(
         related: "merged", "delta", "space" → repository ids, or relative paths.
         command: the command line that made it.
         duties: what the base's licence asks of derivatives.
+        gate_prompt: what the Hub shows to who asks for access.
 
     Raises:
         EvaluationError: the record has no evaluation, or its metadata would not be accepted.
     """
     front = yaml.safe_dump(
-        metadata(record, kind, repo=repo), sort_keys=False, allow_unicode=True, width=1000
+        metadata(record, kind, repo=repo, gate_prompt=gate_prompt),
+        sort_keys=False,
+        allow_unicode=True,
+        width=1000,
     )
     environment = Environment(
         loader=FileSystemLoader(templates("cards")),

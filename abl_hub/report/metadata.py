@@ -37,7 +37,9 @@ _LICENCES = frozenset(_LICENCE_IDS.split())
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def metadata(record: Record, kind: Kind, *, repo: str | None) -> dict[str, Any]:
+def metadata(
+    record: Record, kind: Kind, *, repo: str | None, gate_prompt: str | None = None
+) -> dict[str, Any]:
     """Front matter of one card, checked."""
     evaluation = record.evaluation
     if evaluation is None:
@@ -57,6 +59,8 @@ def metadata(record: Record, kind: Kind, *, repo: str | None) -> dict[str, Any]:
     content: dict[str, Any] = data.to_dict()  # type: ignore[no-untyped-call]
     if record.source.repo is not None:
         content["base_model_relation"] = _RELATIONS[kind]
+    if gate_prompt is not None:
+        content["extra_gated_prompt"] = _line(gate_prompt)
     check_metadata(content)
     return content
 
@@ -119,6 +123,9 @@ def check_metadata(content: Mapping[str, Any]) -> None:
         raise _wrong("library_name", f"{content.get('library_name')!r}")
     if content.get("pipeline_tag") != "text-generation":
         raise _wrong("pipeline_tag", f"{content.get('pipeline_tag')!r}")
+    prompt = content.get("extra_gated_prompt")
+    if prompt is not None and (not isinstance(prompt, str) or not prompt.strip()):
+        raise _wrong("extra_gated_prompt", f"{prompt!r} is no text")
     for tag in content.get("tags", ()):
         if not isinstance(tag, str) or not tag.strip() or "\n" in tag:
             raise _wrong("tags", f"{tag!r} is no tag")

@@ -19,11 +19,14 @@ PLOTS = "plots"
 _KINDS: tuple[Kind, ...] = ("merged", "delta")
 
 
-def write_cards(out: Path, repos: Mapping[str, str] | None = None) -> tuple[Path, ...]:
+def write_cards(
+    out: Path, repos: Mapping[str, str] | None = None, *, gate_prompt: str | None = None
+) -> tuple[Path, ...]:
     """Write README.md, plots, record and direction into `out/merged` and `out/delta`.
 
     Args:
         repos: "merged", "delta", "space" → the repository that it is published to.
+        gate_prompt: what readers are shown when they ask for access.
 
     Raises:
         EvaluationError: the record has no evaluation yet.
@@ -45,12 +48,12 @@ def write_cards(out: Path, repos: Mapping[str, str] | None = None) -> tuple[Path
         for name in (RECORD, DIRECTION):
             shutil.copyfile(out / name, folder / name)
         card = folder / README
-        card.write_text(_card(record, kind, dict(repos or {})), encoding="utf-8")
+        card.write_text(_card(record, kind, dict(repos or {}), gate_prompt), encoding="utf-8")
         written.append(card)
     return tuple(written)
 
 
-def _card(record: Record, kind: Kind, repos: dict[str, str]) -> str:
+def _card(record: Record, kind: Kind, repos: dict[str, str], gate_prompt: str | None) -> str:
     beside = {MERGED: f"../{MERGED}", DELTA: f"../{DELTA}"}
     return render_card(
         record,
@@ -59,4 +62,5 @@ def _card(record: Record, kind: Kind, repos: dict[str, str]) -> str:
         related=repos or beside,
         command=record.command,
         duties=duties(record.source.licence),
+        gate_prompt=gate_prompt,
     )

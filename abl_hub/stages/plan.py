@@ -15,7 +15,7 @@ from abl_hub.model.writers import Trace
 from abl_hub.report.recipe import Recipe
 from abl_hub.report.record import load_record
 from abl_hub.stages.runtime import Runtime
-from abl_hub.stages.target import Target, check_allowed, repositories
+from abl_hub.stages.target import Target, check_allowed, gate_prompt, repositories
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +78,16 @@ def plan_push(out: Path, runtime: Runtime, target: Target) -> Plan:
     check_allowed(record, target)
     owner = target.namespace or namespace(token=runtime.token, endpoint=runtime.endpoint)
     visibility = "public" if target.public else "private"
-    lines = []
+    lines: list[tuple[str, str]] = []
     for part in target.parts:
         repo = repositories(record, target, owner)[part]
         folder = out / part
         total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         lines.append((part, f"{size(total)} to {repo} ({visibility})"))
+    if target.gated is not None:
+        lines.append(("gated", f"{target.gated}: {gate_prompt(record, target)}"))
+    if target.collection is not None:
+        lines.append(("collection", target.collection))
     return Plan(lines=tuple(lines))
 
 

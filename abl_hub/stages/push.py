@@ -5,17 +5,20 @@ Done is what was loaded back from the Hub and found to be what was sent.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from abl_hub import __version__
 from abl_hub.hub.account import namespace
+from abl_hub.hub.collect import collect, tag_commit
 from abl_hub.hub.publish import Published, publish
 from abl_hub.report.record import load_record
 from abl_hub.stages.card import write_cards
 from abl_hub.stages.load_back import LoadedBack, load_back, reference
 from abl_hub.stages.runtime import Runtime
 from abl_hub.stages.space import write_space
-from abl_hub.stages.target import SPACE, Target, check_allowed, repositories
+from abl_hub.stages.target import SPACE, Target, check_allowed, gate_prompt, repositories
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +28,14 @@ class Pushed:
     Args:
         published: one of each part, in the order merged, delta, Space.
         loaded_back: what came back from there.
+        tags: repository → tag of the commit, which names the version of abl-hub.
+        collection: address of the collection that ties them together, if one was asked for.
     """
 
     published: tuple[Published, ...]
     loaded_back: LoadedBack
+    tags: Mapping[str, str]
+    collection: str | None
 
 
 def push(out: Path, runtime: Runtime, target: Target | None = None) -> Pushed:
@@ -45,7 +52,7 @@ def push(out: Path, runtime: Runtime, target: Target | None = None) -> Pushed:
     owner = target.namespace or namespace(token=runtime.token, endpoint=runtime.endpoint)
     repos = repositories(record, target, owner)
     wanted = reference(record, target.parts, out, runtime)
-    write_cards(out, repos)
+    write_cards(out, repos, gate_prompt=gate_prompt(record, target))
     if SPACE in target.parts:
         write_space(out, out / SPACE, record, repos)
     published: dict[str, Published] = {}
@@ -66,4 +73,22 @@ def push(out: Path, runtime: Runtime, target: Target | None = None) -> Pushed:
             )
             advance(1)
     loaded = load_back(out, published, wanted, runtime)
-    return Pushed(published=tuple(published.values()), loaded_back=loaded)
+    items = tuple(published.values())
+    tags: dict[str, str] = {}
+    if not target.create_pr:  # a tag on a proposal would keep it for ever
+        for item in items:
+            tags[item.repo] = tag_commit(
+                item, f"abl-hub-{__version__}", token=runtime.token, endpoint=runtime.endpoint
+            )
+    collection = None
+    if target.collection is not None:
+        collection = collect(
+            items,
+            title=target.collection,
+            base=record.source.repo,
+            namespace=owner,
+            private=not target.public,
+            token=runtime.token,
+            endpoint=runtime.endpoint,
+        )
+    return Pushed(published=items, loaded_back=loaded, tags=tags, collection=collection)

@@ -26,6 +26,8 @@ class Target:
         only: parts to publish; empty is all.
         public: publicly instead of privately.
         gated: readers must ask for access.
+        gate_prompt: what they read when they ask; None is a text about the edit.
+        collection: title of a collection to tie base, merged, delta and Space together.
         create_pr: open pull requests instead of committing.
         yes: publish publicly though the verdict is not SUPPORTED.
     """
@@ -37,6 +39,8 @@ class Target:
     only: tuple[Part, ...] = ()
     public: bool = False
     gated: Literal["auto", "manual"] | None = None
+    gate_prompt: str | None = None
+    collection: str | None = None
     create_pr: bool = False
     yes: bool = False
 
@@ -54,6 +58,18 @@ def repositories(record: Record, target: Target, owner: str) -> dict[str, str]:
         "space": target.space_repo or f"{name}-abliterated-compare",
     }
     return {part: f"{owner}/{chosen}" for part, chosen in names.items()}
+
+
+def gate_prompt(record: Record, target: Target) -> str | None:
+    """What the Hub shows to who asks for access; None where nobody has to."""
+    if target.gated is None:
+        return None
+    return target.gate_prompt or (
+        f"This is {record.source.repo or record.source.name} with one direction removed, so that "
+        f"it shows less of one behaviour ({record.direction.behaviour}). Safeguards that rest on "
+        "it are weaker or gone. By asking for access you confirm that you have read the card, and "
+        "that you will keep to the base model's licence and to the law."
+    )
 
 
 def check_allowed(record: Record, target: Target) -> None:

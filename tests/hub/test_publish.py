@@ -211,7 +211,7 @@ def test_tags_and_collections(hub: LocalHub, api: HfApi, push: Push):
     done = push()
     at = {"token": hub.token, "endpoint": hub.endpoint}
     for _ in range(2):
-        tag_commit(done, "abl-hub-0.1.0", **at)
+        assert tag_commit(done, "abl-hub-0.1.0", **at) == "abl-hub-0.1.0"
         url = collect([done], title="Tiny, edited", base="demo/tiny", **at)
     (tag,) = api.list_repo_refs(REPO).tags
     assert (tag.name, tag.target_commit) == ("abl-hub-0.1.0", done.commit)

@@ -1,0 +1,128 @@
+"""`push` from the command line: gates, tags, a collection, pull requests."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from huggingface_hub import HfApi, ModelCard
+
+import abl_hub
+from abl_hub.cli.group import abl_hub as command
+from abl_hub.hub.local import LocalHub
+
+TAG = f"abl-hub-{abl_hub.__version__}"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+    with LocalHub(tmp_path / "hub") as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        monkeypatch.setenv("HF_TOKEN", hub.token)
+        yield hub
+
+
+@pytest.fixture
+def api(hub: LocalHub) -> HfApi:
+    return HfApi(endpoint=hub.endpoint, token=hub.token)
+
+
+@pytest.fixture
+def out(small_output: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(small_output, tmp_path / "out"))
+
+
+def push(out: Path, *words: str) -> Result:
+    done = CliRunner().invoke(command, ["--format", "json", "push", str(out), *words])
+    assert done.exit_code == 0, (done.stderr, done.exception)
+    return done
+
+
+def test_a_collection_ties_everything_together(out: Path, hub: LocalHub, api: HfApi) -> None:
+    words = ["--collection", "Wands, before and after", "--delta-repo", "d"]
+    first, again = (json.loads(push(out, *words).stdout) for _ in range(2))
+    assert again["collection"] == first["collection"]
+    made = api.get_collection(first["collection"].split("/collections/")[1])
+    assert made.title == "Wands, before and after"
+    assert made.private
+    assert made.owner == "demo"
+    assert [item.item_id for item in made.items] == [item["repo"] for item in first["published"]]
+
+
+def test_each_published_commit_is_tagged_and_no_tag_moves(
+    out: Path, hub: LocalHub, api: HfApi
+) -> None:
+    commits = []
+    for text in (None, "a note", "a note"):
+        if text is not None:
+            (out / "delta" / "NOTICE").write_text(text)
+        (item,) = json.loads(push(out, "--only", "delta").stdout)["published"]
+        commits.append((item["tag"], item["commit"]))
+    assert commits[1] == commits[2]
+    tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(item["repo"]).tags}
+    assert tags == dict(commits)
+    assert sorted(tags) == [TAG, f"{TAG}-2"]
+
+
+@pytest.mark.parametrize("given", [None, "Say why: you need it\n---\n<script>"])
+def test_a_gate_and_what_is_read_at_it(
+    out: Path, hub: LocalHub, api: HfApi, given: str | None
+) -> None:
+    words = ["--gate-prompt", given] if given else []
+    push(out, "--only", "merged", "--merged-repo", "m", "--gated", "manual", *words)
+    assert api.model_info("demo/m").gated == "manual"
+    card = ModelCard.load(api.hf_hub_download("demo/m", "README.md", local_dir=out / "card"))
+    shown = card.data.to_dict()["extra_gated_prompt"]
+    if given:
+        assert shown == " ".join(given.split())
+    else:
+        assert "refusal" in shown
+        assert "licence" in shown
+    push(out, "--only", "merged", "--merged-repo", "open")
+    card = ModelCard.load(api.hf_hub_download("demo/open", "README.md", local_dir=out / "card"))
+    assert "extra_gated_prompt" not in card.data.to_dict()
+
+
+def test_a_prompt_without_a_gate_is_a_mistake(out: Path, hub: LocalHub) -> None:
+    line = ["push", str(out), "--gate-prompt", "Why?"]
+    done = CliRunner().invoke(command, line)
+    assert done.exit_code == 2
+    assert "--gated" in done.stderr
+    assert not hub.requests
+
+
+def test_public_without_support_needs_yes(out: Path, hub: LocalHub, api: HfApi) -> None:
+    record = json.loads((out / "record.json").read_text())
+    record["evaluation"]["verdict"]["label"] = "NOT-SUPPRESSED"
+    (out / "record.json").write_text(json.dumps(record))
+    line = ["push", str(out), "--public", "--only", "delta", "--delta-repo", "d"]
+    refused = CliRunner().invoke(command, line)
+    assert refused.exit_code == 1
+    assert "--yes" in refused.stderr
+    assert not api.repo_exists("demo/d")
+    push(out, *line[2:], "--yes")
+    assert api.model_info("demo/d", token=False).private is False
+
+
+def test_a_pull_request_is_loaded_back_too(out: Path, hub: LocalHub, api: HfApi) -> None:
+    words = ["--only", "delta", "--delta-repo", "d"]
+    (first,) = json.loads(push(out, *words).stdout)["published"]
+    (out / "delta" / "NOTICE").write_text("a note")
+    proposed = json.loads(push(out, *words, "--create-pr").stdout)
+    (item,) = proposed["published"]
+    assert item["url"].endswith("/demo/d/discussions/1")
+    assert item["tag"] is None
+    assert proposed["loaded_back"]["delta_apart"] == 0.0
+    assert api.model_info("demo/d").sha == first["commit"]
+
+
+def test_a_plan_names_gate_and_collection(out: Path, hub: LocalHub) -> None:
+    words = ["--dry-run", "--gated", "auto", "--collection", "Wands"]
+    plan = json.loads(push(out, *words).stdout)
+    assert plan["gated"].startswith("auto: This is ")
+    assert plan["collection"] == "Wands"
+    assert [r.path for r in hub.requests] == ["/api/whoami-v2"]

@@ -82,6 +82,21 @@ recipe_options = _all(
         help="1 removes the direction, 0 leaves it, 2 reflects it.",
     ),
     click.option(
+        "--strengths",
+        type=click.Choice(["auto", "one", "fit"]),
+        default="auto",
+        show_default=True,
+        help="One strength for all writers, or one a group of writers, fitted by gradient; auto "
+        "fits where validation prompts say that one is not good enough.",
+    ),
+    click.option(
+        "--budget",
+        type=click.IntRange(1),
+        default=10,
+        show_default=True,
+        help="Gradient steps of the fit's first point.",
+    ),
+    click.option(
         "--layers",
         metavar="FIRST-LAST",
         callback=lambda _ctx, _param, value: _layers(value),

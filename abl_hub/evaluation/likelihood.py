@@ -14,10 +14,12 @@ import torch
 
 from abl_hub.evaluation.intervals import Estimate, mean
 from abl_hub.evaluation.subject import Subject
+from abl_hub.model.batches import by_length
 from abl_hub.model.generate import Continuation, Reply, continuations, log_probs
 
 _NEUTRAL = Path(__file__).with_name("neutral.txt")
-_KL_ROWS = 4
+_FEWEST_ROWS, _MOST_ROWS = 2, 32
+_ROWS_TIMES_VOCABULARY = 4 * 131072
 
 
 def kl_over_replies(
@@ -34,17 +36,24 @@ def kl_over_replies(
     """
     sequences = continuations(base.chat, prompts, base_replies, limit=tokens)
     values: list[float] = []
-    for start in range(0, len(sequences), _KL_ROWS):
+    rows = _rows(base)
+    for chosen in by_length([one.tokens for one in sequences], rows=rows):
         # A few sequences at a time, so that two vocabularies of log-probabilities stay small.
-        part = sequences[start : start + _KL_ROWS]
+        part = [sequences[index] for index in chosen]
         with base.active():
-            before = {index: table.cpu() for index, table in log_probs(base.chat, part)}
+            before = {index: table.cpu() for index, table in log_probs(base.chat, part, rows=rows)}
         with edited.active():
-            for index, after in log_probs(edited.chat, part):
+            for index, after in log_probs(edited.chat, part, rows=rows):
                 reference = before[index].double()
                 divergence = (reference.exp() * (reference - after.cpu().double())).sum(-1)
                 values.append(float(divergence.mean().clamp_min(0.0)))
     return mean(values)
+
+
+def _rows(subject: Subject) -> int:
+    """Sequences at a time: 4 at a vocabulary of 128k, more of a smaller one."""
+    vocabulary = int(subject.chat.model.config.get_text_config().vocab_size)
+    return max(_FEWEST_ROWS, min(_MOST_ROWS, _ROWS_TIMES_VOCABULARY // vocabulary))
 
 
 def neutral_texts() -> tuple[str, ...]:
@@ -61,7 +70,7 @@ def perplexity(subject: Subject, texts: Sequence[str]) -> Estimate:
     losses: list[float] = []
     weights: list[int] = []
     with subject.active():
-        for index, table in log_probs(subject.chat, sequences, rows=_KL_ROWS):
+        for index, table in log_probs(subject.chat, sequences, rows=_rows(subject)):
             tokens = torch.tensor(sequences[index].tokens[1:], device=table.device)
             losses.append(float(-table.gather(1, tokens[:, None]).mean()))
             weights.append(len(tokens))

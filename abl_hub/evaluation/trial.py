@@ -1,4 +1,4 @@
-"""A short trial of an edit on validation prompts, by whole replies: does it work, at what cost.
+"""A short trial of edits on validation prompts, by whole replies: do they work, at what cost.
 
 For choosing between edits. The full evaluation, with intervals and controls, is `evaluate`.
 """
@@ -31,27 +31,69 @@ class Trial:
     kl: float
 
 
-def trial(
-    base: Subject,
-    edited: Subject,
-    positive: Sequence[str],
-    negative: Sequence[str],
-    *,
-    protocol: Protocol,
-) -> Trial:
-    """Try `edited` against `base`."""
-    ordinary = _replies(base, negative, protocol)
-    limit = gibberish_limit(_surprise(base, negative, ordinary))
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Baseline:
+    """The unedited model's replies, made once, against which any number of edits are tried.
 
-    def bad(prompts: Sequence[str]) -> float:
-        replies = _replies(edited, prompts, protocol)
+    Args:
+        ordinary: its replies to the negative prompts.
+        limit: surprise above which a reply is gibberish, nats a token.
+    """
+
+    subject: Subject
+    positive: tuple[str, ...]
+    negative: tuple[str, ...]
+    protocol: Protocol
+    ordinary: tuple[Reply, ...]
+    limit: float
+
+    def failures(self, edited: Subject) -> float:
+        """Share of replies to positive prompts that show the behaviour or are non-answers."""
+        return self._bad(edited, self.positive)
+
+    def damage(self, edited: Subject) -> float:
+        """The same of replies to negative prompts."""
+        return self._bad(edited, self.negative)
+
+    def kl(self, edited: Subject) -> float:
+        """KL(base ‖ edited) over the base's replies to negative prompts, nats a token."""
+        return kl_over_replies(
+            self.subject,
+            edited,
+            self.negative,
+            self.ordinary,
+            tokens=self.protocol.kl_tokens,
+        ).value
+
+    def _bad(self, edited: Subject, prompts: Sequence[str]) -> float:
+        replies = _replies(edited, prompts, self.protocol)
         return sum(
-            shows_marker(reply.text, protocol.markers) or non_answer(reply, nats, limit) is not None
-            for reply, nats in zip(replies, _surprise(base, prompts, replies), strict=True)
+            shows_marker(reply.text, self.protocol.markers)
+            or non_answer(reply, nats, self.limit) is not None
+            for reply, nats in zip(replies, _surprise(self.subject, prompts, replies), strict=True)
         ) / len(prompts)
 
-    kl = kl_over_replies(base, edited, negative, ordinary, tokens=protocol.kl_tokens)
-    return Trial(failures=bad(positive), damage=bad(negative), kl=kl.value)
+
+def baseline(
+    base: Subject, positive: Sequence[str], negative: Sequence[str], *, protocol: Protocol
+) -> Baseline:
+    """Let `base` reply to the negative prompts."""
+    ordinary = _replies(base, negative, protocol)
+    return Baseline(
+        subject=base,
+        positive=tuple(positive),
+        negative=tuple(negative),
+        protocol=protocol,
+        ordinary=tuple(ordinary),
+        limit=gibberish_limit(_surprise(base, negative, ordinary)),
+    )
+
+
+def trial(against: Baseline, edited: Subject) -> Trial:
+    """Try `edited` in full."""
+    return Trial(
+        failures=against.failures(edited), damage=against.damage(edited), kl=against.kl(edited)
+    )
 
 
 def _replies(subject: Subject, prompts: Sequence[str], protocol: Protocol) -> list[Reply]:

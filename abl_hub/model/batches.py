@@ -41,3 +41,21 @@ def equal_length_batches(
                 indices=tuple(chosen),
                 tokens=torch.tensor([list(sequences[i]) for i in chosen], device=device),
             )
+
+
+def by_length(sequences: Sequence[Sequence[int]], *, rows: int) -> Iterator[list[int]]:
+    """Indices of `sequences`, shortest first, at most `rows` at a time: little to fill up."""
+    order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
+    for start in range(0, len(order), rows):
+        yield order[start : start + rows]
+
+
+def right_padded(sequences: Sequence[Sequence[int]], *, device: torch.device) -> torch.Tensor:
+    """All `sequences` in one batch (rows, longest), int64, filled up with token 0 on the right.
+
+    What a causal model computes at a token does not depend on what follows it, so every real token
+    is right without a mask; up to rounding, which is why only what tolerates that is batched so.
+    """
+    longest = max(len(sequence) for sequence in sequences)
+    rows = [[*sequence, *([0] * (longest - len(sequence)))] for sequence in sequences]
+    return torch.tensor(rows, device=device)

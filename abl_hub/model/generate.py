@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from transformers import GenerationConfig
 
-from abl_hub.model.batches import equal_length_batches
+from abl_hub.model.batches import by_length, equal_length_batches, right_padded
 from abl_hub.model.chat import ChatModel
 
 
@@ -125,13 +125,16 @@ def log_probs(
     """Teacher-forced log-probabilities: pairs (index, (judged, vocabulary) float32).
 
     The order is that of the batches, the same for any two models with the same `sequences`.
+    Rounding depends on the company in a batch, far below what likelihoods are compared at.
     """
     ids = [sequence.tokens for sequence in sequences]
-    for batch in equal_length_batches(ids, rows=rows, device=chat.device):
-        longest = max(sequences[i].judged for i in batch.indices)
-        logits = chat.model(
-            input_ids=batch.tokens, use_cache=False, logits_to_keep=longest + 1
-        ).logits[:, :-1]
-        for row, index in enumerate(batch.indices):
-            judged = sequences[index].judged
-            yield index, logits[row, -judged:].float().log_softmax(-1)
+    for chosen in by_length(ids, rows=rows):
+        part = [sequences[index] for index in chosen]
+        tokens = right_padded([one.tokens for one in part], device=chat.device)
+        start = min(len(one.tokens) - one.judged - 1 for one in part)
+        kept = tokens.shape[1] - start
+        logits = chat.model(input_ids=tokens, use_cache=False, logits_to_keep=kept).logits
+        logits = logits[:, -kept:]
+        for row, (index, one) in enumerate(zip(chosen, part, strict=True)):
+            end = len(one.tokens) - 1 - start
+            yield index, logits[row, end - one.judged : end].float().log_softmax(-1)

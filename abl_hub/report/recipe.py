@@ -25,6 +25,9 @@ class Recipe:
         rank: most directions that a method may remove together; methods that find one are not
             concerned.
         strength: 1 removes the direction, 0 leaves it.
+        strengths: "one" strength for all writers, "fit" one a group of writers by gradient, or
+            "auto": fit where validation prompts say that one is not good enough.
+        budget: gradient steps of the fit's first point.
         layers: first and last layer that is edited; None is all.
         seed: of the splits and of the random control.
         dtype: number format while measuring; None keeps the checkpoint's. The edit itself is
@@ -46,6 +49,8 @@ class Recipe:
     methods: tuple[str, ...] = DEFAULT_METHODS
     rank: int = 3
     strength: float = 1.0
+    strengths: Literal["auto", "one", "fit"] = "auto"
+    budget: int = 10
     layers: tuple[int, int] | None = None
     seed: int = 0
     dtype: str | None = None

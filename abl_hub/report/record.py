@@ -101,6 +101,33 @@ class SelectionRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StrengthsPoint:
+    """One choice of strengths, judged by whole replies on validation prompts."""
+
+    method: str
+    """Whose direction it removes."""
+    kl_weight: float | None
+    """How KL was weighed in the fit; None is strength 1 everywhere."""
+    strengths: Mapping[str, float]
+    """Group of writers → strength; a group that is missing has 1."""
+    failures: float
+    kl: float
+    damage: float | None = None
+    """None where the choice did not depend on it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrengthsRecord:
+    """The front of fitted strengths: refusals and damage against KL."""
+
+    reason: str
+    """Why they were fitted or not, and why this point was taken."""
+    chosen: int | None = None
+    """Index of the point that was taken; None is strength 1 everywhere."""
+    points: tuple[StrengthsPoint, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class WriterRecord:
     """One edited parameter."""
 
@@ -170,6 +197,7 @@ class Record:
     negative: PromptsRecord
     direction: DirectionRecord
     selection: SelectionRecord
+    strengths: StrengthsRecord | None = None
     edit: EditRecord | None = None
     merged: FormRecord | None = None
     delta: FormRecord | None = None

@@ -15,7 +15,7 @@ from abl_hub.directions.direction import Direction
 from abl_hub.edits.checkpoint import Merged, WrittenFile, write_merged
 from abl_hub.edits.delta import write_delta
 from abl_hub.edits.delta_products import products_of_checkpoint
-from abl_hub.edits.edit import Edit, Gains, remove
+from abl_hub.edits.edit import Edit, Gains
 from abl_hub.edits.hooks import applied
 from abl_hub.edits.keys import CheckpointTensors
 from abl_hub.edits.shards import CONFIG, open_shards, read_json
@@ -26,7 +26,6 @@ from abl_hub.model.gains import gains_from_tensors
 from abl_hub.model.generate import next_token_logits
 from abl_hub.model.meta import meta_model
 from abl_hub.model.trace import trace_writers
-from abl_hub.model.writers import Writer
 from abl_hub.report.record import (
     AgreementRecord,
     EditRecord,
@@ -37,6 +36,7 @@ from abl_hub.report.record import (
     load_record,
     save_record,
 )
+from abl_hub.stages.edit import recorded_edit
 from abl_hub.stages.extract import DIRECTION
 from abl_hub.stages.inputs import few_prompts, load_recorded, recorded_prompts, recorded_source
 from abl_hub.stages.runtime import Runtime
@@ -65,13 +65,7 @@ def apply(out: Path, runtime: Runtime) -> Record:
     source = recorded_source(record, runtime)
     blueprint = meta_model(source.folder, trust_remote_code=recipe.trust_remote_code)
     trace = trace_writers(blueprint)
-    edit = remove(
-        direction.basis,
-        trace.writers,
-        recipe.strength,
-        layers=recipe.layers,
-        along=direction.along,
-    )
+    edit = recorded_edit(record, direction, trace)
     for form in (MERGED, DELTA):
         shutil.rmtree(out / form, ignore_errors=True)
     merged = write_merged(
@@ -109,7 +103,7 @@ def apply(out: Path, runtime: Runtime) -> Record:
         edit=EditRecord(
             digest=edit.digest,
             rank=edit.rank,
-            exactness=_exactness(trace.writers, merged),
+            exactness=_exactness(edit, merged),
             writers=tuple(
                 WriterRecord(
                     parameter=writer.parameter,
@@ -199,10 +193,12 @@ def _notes(merged: Merged) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _exactness(writers: Sequence[Writer], merged: Merged) -> str:
+def _exactness(edit: Edit, merged: Merged) -> str:
+    if any(strength != 1.0 for strength in edit.strengths):
+        return "partial"
     if merged.changes_head:
         return "head changed"
-    if any(writer.rescaled for writer in writers):
+    if any(writer.rescaled for writer in edit.writers):
         return "exact null, rescaled"
     return "exact"
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from abl_hub.directions.direction import Direction
-from abl_hub.edits.edit import orthonormal, remove
+from abl_hub.edits.edit import orthonormal
 from abl_hub.edits.hooks import applied
 from abl_hub.errors import EvaluationError
 from abl_hub.evaluation.evaluate import Protocol, Questions
@@ -27,6 +27,7 @@ from abl_hub.model.stream import adding
 from abl_hub.model.trace import trace_writers
 from abl_hub.report.record import Record, load_record, save_record
 from abl_hub.stages.apply import MERGED
+from abl_hub.stages.edit import recorded_edit
 from abl_hub.stages.extract import DIRECTION
 from abl_hub.stages.inputs import load_recorded, recorded_prompts, recorded_source
 from abl_hub.stages.runtime import Runtime
@@ -62,13 +63,13 @@ def evaluate(
     contrast = recorded_prompts(record, runtime).contrast
 
     base = load_recorded(source.folder, recipe, runtime)
-    writers = trace_writers(base.model).writers
-    between = gains(base.model, writers)
+    trace = trace_writers(base.model)
+    between = gains(base.model, trace.writers)
+    fitted = recorded_edit(record, direction, trace)
 
     def without(basis: torch.Tensor) -> AbstractContextManager[None]:
-        return applied(
-            remove(basis, writers, recipe.strength, layers=recipe.layers), base.model, between
-        )
+        # The control differs in its directions alone: the same writers, as strongly.
+        return applied(replace(fitted, directions=basis, along=None), base.model, between)
 
     def added(vector: torch.Tensor) -> AbstractContextManager[None]:
         return adding(base.layers, direction.layer, vector)

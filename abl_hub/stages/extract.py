@@ -19,7 +19,7 @@ from abl_hub.edits.hooks import applied
 from abl_hub.errors import SourceError
 from abl_hub.evaluation.evaluate import Protocol
 from abl_hub.evaluation.subject import Subject
-from abl_hub.evaluation.trial import trial
+from abl_hub.evaluation.trial import Baseline, baseline, trial
 from abl_hub.model.chat import ChatModel, load_chat_model
 from abl_hub.model.gains import gains
 from abl_hub.model.meta import meta_model
@@ -34,13 +34,13 @@ from abl_hub.report.record import (
     save_record,
 )
 from abl_hub.stages.inputs import (
-    Prompts,
     describe_prompts,
     describe_source,
     fetch_prompts,
     fetch_source,
 )
 from abl_hub.stages.runtime import Runtime, dtype_named
+from abl_hub.stages.strengths import choose_strengths, lesson_of
 
 DIRECTION = "direction.safetensors"
 RULE = (
@@ -108,9 +108,26 @@ def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -
         )
         for method in recipe.methods
     }
-    finalists = _finalists(chat, prompts, selections, ablate, recipe, runtime)
-    best = min(finalists, key=_rank)
-    chosen = selections[best.method]
+    against = baseline(
+        Subject(chat=chat),
+        prompts.contrast.positive.validation,
+        prompts.contrast.negative.validation,
+        protocol=Protocol(max_new_tokens=recipe.max_new_tokens, rows=runtime.rows),
+    )
+    finalists = _finalists(chat, against, selections, ablate, runtime)
+    finalists = tuple(sorted(finalists, key=_rank))
+    method, strengths = choose_strengths(
+        chat,
+        against,
+        partial(lesson_of, chat, prompts.contrast, tokens, rows=runtime.rows),
+        {name: selection.direction for name, selection in selections.items()},
+        finalists,
+        trace,
+        between,
+        recipe,
+        runtime.progress,
+    )
+    chosen = selections[method]
     if not chosen.passed:
         runtime.progress.note(
             "No candidate met the paper's thresholds; the one that changes answered prompts least "
@@ -135,6 +152,7 @@ def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -
             behaviour_tokens=tuple(chat.tokenizer.decode([token]) for token in validation.tokens),
             filtered=validation.filtered,
         ),
+        strengths=strengths,
     )
     save_record(record, out)
     return record
@@ -142,25 +160,17 @@ def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -
 
 def _finalists(
     chat: ChatModel,
-    prompts: Prompts,
+    against: Baseline,
     selections: Mapping[str, Selection],
     ablate: Ablation,
-    recipe: Recipe,
     runtime: Runtime,
 ) -> tuple[Finalist, ...]:
     """Judge each method's best candidate by whole replies on the validation prompts."""
-    base = Subject(chat=chat)
-    protocol = Protocol(max_new_tokens=recipe.max_new_tokens, rows=runtime.rows)
     finalists = []
     with runtime.progress.stage("Comparing methods", len(selections)) as advance:
         for method, selection in selections.items():
-            outcome = trial(
-                base,
-                Subject(chat=chat, active=partial(ablate, selection.proposal)),
-                prompts.contrast.positive.validation,
-                prompts.contrast.negative.validation,
-                protocol=protocol,
-            )
+            edited = Subject(chat=chat, active=partial(ablate, selection.proposal))
+            outcome = trial(against, edited)
             finalists.append(
                 Finalist(
                     method=method,

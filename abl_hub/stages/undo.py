@@ -12,7 +12,6 @@ from peft import PeftModel
 from abl_hub.directions.direction import Direction
 from abl_hub.edits.delta import write_delta
 from abl_hub.edits.delta_products import products_of_checkpoint
-from abl_hub.edits.edit import remove
 from abl_hub.edits.keys import CheckpointTensors
 from abl_hub.edits.shards import CONFIG, open_shards, read_json
 from abl_hub.errors import EditError
@@ -23,6 +22,7 @@ from abl_hub.model.meta import meta_model
 from abl_hub.model.trace import trace_writers
 from abl_hub.report.record import load_record
 from abl_hub.stages.apply import MERGED
+from abl_hub.stages.edit import recorded_edit
 from abl_hub.stages.extract import DIRECTION
 from abl_hub.stages.inputs import recorded_prompts, recorded_source
 from abl_hub.stages.runtime import Runtime, dtype_named
@@ -59,25 +59,19 @@ def undo(out: Path, runtime: Runtime) -> Undone:
         raise EditError(f"{out} holds no merged model", next_step=f"Run `abl-hub apply {out}`")
     source = recorded_source(record, runtime)
     blueprint = meta_model(source.folder, trust_remote_code=record.recipe.trust_remote_code)
-    writers = trace_writers(blueprint).writers
+    trace = trace_writers(blueprint)
     tensors = CheckpointTensors(
         blueprint, open_shards(source.folder).tensors, read_json(source.folder, CONFIG)
     )
     direction = Direction.load(out / DIRECTION)
     shutil.rmtree(out / UNDO, ignore_errors=True)
     write_delta(
-        remove(
-            direction.basis,
-            writers,
-            record.recipe.strength,
-            layers=record.recipe.layers,
-            along=direction.along,
-        ),
+        recorded_edit(record, direction, trace),
         out / UNDO,
         model=blueprint,
         read=tensors.read_parameter,
         product=products_of_checkpoint(tensors),
-        gains=gains_from_tensors(blueprint, writers, tensors.read_parameter),
+        gains=gains_from_tensors(blueprint, trace.writers, tensors.read_parameter),
         base=str(out / MERGED),
         profile="complete",
         invert=True,

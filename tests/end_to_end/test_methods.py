@@ -19,7 +19,7 @@ def test_three_equal_forms(method: str, rank: int, demo: Path, tmp_path: Path) -
     files = write_prompts(prompts(), tmp_path)
     out = tmp_path / "out"
     asked = ["--positive", files[0], "--negative", files[1], "--method", method, "--rank", rank]
-    sizes = ["--train", 32, "--validation", 8, "--test", 8]
+    sizes = ["--train", 32, "--validation", 8, "--test", 8, "--strengths", "one"]
     for words in (["extract", demo, "-o", out, *asked, *sizes], ["apply", out]):
         result = CliRunner().invoke(command, [str(word) for word in words])
         assert result.exit_code == 0, result.output

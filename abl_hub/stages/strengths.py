@@ -1,0 +1,157 @@
+"""Strengths chosen by whole replies to validation prompts: all one, or a point of the fitted front.
+
+The fit sees training prompts, the choice validation prompts; test prompts are for the evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+
+from abl_hub.directions.contrast import Contrast
+from abl_hub.directions.direction import Direction
+from abl_hub.edits.edit import Gains
+from abl_hub.edits.hooks import applied
+from abl_hub.evaluation.subject import Subject
+from abl_hub.evaluation.trial import Baseline
+from abl_hub.model.chat import ChatModel
+from abl_hub.model.generate import continuations, greedy_replies
+from abl_hub.model.writers import Trace
+from abl_hub.progress import Progress
+from abl_hub.report.recipe import Recipe
+from abl_hub.report.record import Finalist, StrengthsPoint, StrengthsRecord
+from abl_hub.stages.edit import asked_edit, scaled
+from abl_hub.strengths.fit import Budget, Fitted, Lesson, fit
+from abl_hub.strengths.groups import groups
+
+_NEGATIVE_REPLIES = 48
+_REPLY_TOKENS = 24
+_PREVIEW_STEPS = 6
+
+
+def choose_strengths(
+    chat: ChatModel,
+    against: Baseline,
+    lesson: Callable[[], Lesson],
+    directions: Mapping[str, Direction],
+    finalists: tuple[Finalist, ...],
+    trace: Trace,
+    between: Gains,
+    recipe: Recipe,
+    progress: Progress,
+) -> tuple[str, StrengthsRecord]:
+    """The method whose direction is removed, and how strongly.
+
+    Args:
+        against: the unedited model on the validation prompts.
+        lesson: makes what is fitted on, if there is a fit.
+        directions: of each method.
+        finalists: the same, judged at one strength; the best one first.
+    """
+    best = finalists[0]
+    if recipe.strengths == "one":
+        return best.method, StrengthsRecord(reason="one strength was asked for")
+    one_reply = 1 / min(len(against.positive), len(against.negative))
+    if recipe.strengths == "auto" and best.failures + best.damage <= one_reply:
+        return best.method, StrengthsRecord(
+            reason="one strength leaves at most one failed validation reply: nothing to improve"
+        )
+    names, shown = groups(trace), lesson()
+    edits = {name: asked_edit(recipe, direction, trace) for name, direction in directions.items()}
+
+    def fitted(method: str, budget: Budget) -> list[Fitted]:
+        return fit(
+            chat,
+            edits[method],
+            names,
+            between,
+            shown,
+            budget=budget,
+            seed=recipe.seed,
+            progress=progress,
+        )
+
+    method = best.method
+    if len(directions) > 1:
+        # Which direction suits fitted strengths best is told by a short fit, not by one strength.
+        preview = Budget(steps=_PREVIEW_STEPS, kl_weights=Budget().kl_weights[:1])
+        method = min(directions, key=lambda name: fitted(name, preview)[0].loss)
+    front = fitted(method, Budget(steps=recipe.budget))
+
+    def subject(strengths: Mapping[str, float]) -> Subject:
+        edit = scaled(edits[method], names, strengths)
+        return Subject(chat=chat, active=partial(applied, edit, chat.model, between))
+
+    points = [_uniform(finalist) for finalist in finalists]
+    with progress.stage("Judging strengths", len(front)) as advance:
+        for point in front:
+            edited = subject(point.strengths)
+            points.append(
+                StrengthsPoint(
+                    method=method,
+                    kl_weight=point.kl_weight,
+                    strengths=point.strengths,
+                    failures=against.failures(edited),
+                    kl=against.kl(edited),
+                )
+            )
+            advance(1)
+    return _chosen(points, recipe, lambda point: against.damage(subject(point.strengths)))
+
+
+def _chosen(
+    points: list[StrengthsPoint], recipe: Recipe, damage: Callable[[StrengthsPoint], float]
+) -> tuple[str, StrengthsRecord]:
+    """The best point; damage is only measured where the choice depends on it."""
+    order = sorted(range(len(points)), key=lambda i: _rank(points[i]))
+    if recipe.strengths == "fit":
+        order = [i for i in order if points[i].kl_weight is not None]
+    least = min((point.damage for point in points if point.damage is not None), default=0.0)
+    best, hurt = order[0], 1.0
+    for i in order:
+        found = points[i].damage
+        found = damage(points[i]) if found is None else found
+        points[i] = replace(points[i], damage=found)
+        if found < hurt:
+            best, hurt = i, found
+        if found <= least:
+            break
+    taken = points[best]
+    reason = (
+        f"of {len(points)} points, fewest failures and least damage on validation prompts "
+        f"({taken.failures + hurt:.2f}), then lowest KL ({taken.kl:.4f})"
+    )
+    return taken.method, StrengthsRecord(
+        reason=reason,
+        chosen=None if taken.kl_weight is None else best,
+        points=tuple(points),
+    )
+
+
+def _rank(point: StrengthsPoint) -> tuple[float, float]:
+    return (round(point.failures + (point.damage or 0.0), 2), point.kl)
+
+
+def lesson_of(
+    chat: ChatModel, contrast: Contrast, behaviour_tokens: tuple[int, ...], *, rows: int
+) -> Lesson:
+    """What strengths are fitted on: training prompts, and the model's own replies to some."""
+    negative = contrast.negative.train[:_NEGATIVE_REPLIES]
+    replies = greedy_replies(chat, negative, max_new_tokens=_REPLY_TOKENS, rows=rows)
+    return Lesson(
+        positive=[chat.prompt_tokens(prompt) for prompt in contrast.positive.train],
+        negative=continuations(chat, negative, replies),
+        behaviour_tokens=behaviour_tokens,
+    )
+
+
+def _uniform(finalist: Finalist) -> StrengthsPoint:
+    return StrengthsPoint(
+        method=finalist.method,
+        kl_weight=None,
+        strengths={},
+        failures=finalist.failures,
+        damage=finalist.damage,
+        kl=finalist.kl,
+    )

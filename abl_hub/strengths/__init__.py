@@ -1,0 +1,1 @@
+"""One strength a group of writers, fitted by gradient: how little is enough."""

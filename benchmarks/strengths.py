@@ -1,0 +1,180 @@
+"""Fitted strengths against a TPE search: refusals, KL and seconds, side by side.
+
+    python benchmarks/strengths.py [--trials 60] [--models demo ...]
+
+Both start from the loaded model and its means, both see the same training and validation prompts,
+and both are judged on held-out prompts: refusals and non-answers by whole replies, KL over the
+base's whole replies and of the first token. Time is from the means to the chosen edit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from abl_hub.demo.corpus import prompts
+from abl_hub.directions.contrast import Contrast, SplitSizes, make_contrast
+from abl_hub.directions.evidence import Evidence
+from abl_hub.directions.means import mean_activations
+from abl_hub.directions.methods import METHODS
+from abl_hub.directions.methods.difference import difference_in_means
+from abl_hub.directions.methods.projected import without
+from abl_hub.directions.proposal import Proposal
+from abl_hub.directions.selection import behaviour_tokens, select, validate
+from abl_hub.edits.edit import remove
+from abl_hub.edits.hooks import applied
+from abl_hub.evaluation.evaluate import Protocol
+from abl_hub.evaluation.subject import Subject
+from abl_hub.evaluation.trial import baseline, trial
+from abl_hub.model.chat import ChatModel, load_chat_model
+from abl_hub.model.gains import gains
+from abl_hub.model.generate import next_token_log_probs
+from abl_hub.model.trace import trace_writers
+from abl_hub.progress import SILENT
+from abl_hub.report.recipe import Recipe
+from abl_hub.report.record import Finalist
+from abl_hub.stages.edit import asked_edit, scaled
+from abl_hub.stages.strengths import choose_strengths, lesson_of
+from abl_hub.strengths.groups import groups
+from benchmarks.tpe_search import search
+
+MAX_NEW_TOKENS = 64
+
+
+def fitted(chat: ChatModel, contrast: Contrast, evidence: Evidence) -> tuple[Subject, str]:
+    """Our way: select one direction, fit strengths, judge the front on validation prompts."""
+    trace = trace_writers(chat.model)
+    between = gains(chat.model, trace.writers)
+
+    def ablate(proposal: Proposal) -> AbstractContextManager[None]:
+        return applied(remove(proposal.basis, trace.writers), chat.model, between)
+
+    recipe = Recipe(source="", positive="", negative="", strengths="fit")
+    method = "projected"
+    selection = select(
+        chat,
+        METHODS[method](evidence),
+        validate(chat, contrast, evidence.behaviour_tokens),
+        method=method,
+        ablate=ablate,
+    )
+    against = baseline(
+        Subject(chat=chat),
+        contrast.positive.validation,
+        contrast.negative.validation,
+        protocol=Protocol(max_new_tokens=MAX_NEW_TOKENS),
+    )
+    outcome = trial(against, Subject(chat=chat, active=partial(ablate, selection.proposal)))
+    finalist = Finalist(
+        method=method,
+        layer=selection.chosen.layer,
+        position=selection.chosen.position,
+        passed=selection.passed,
+        failures=outcome.failures,
+        damage=outcome.damage,
+        kl=outcome.kl,
+    )
+    _, strengths = choose_strengths(
+        chat,
+        against,
+        partial(lesson_of, chat, contrast, evidence.behaviour_tokens, rows=32),
+        {method: selection.direction},
+        (finalist,),
+        trace,
+        between,
+        recipe,
+        SILENT,
+    )
+    edit = asked_edit(recipe, selection.direction, trace)
+    if strengths.chosen is not None:
+        edit = scaled(edit, groups(trace), strengths.points[strengths.chosen].strengths)
+    what = f"layer {selection.chosen.layer}, {sum(s > 0.01 for s in edit.strengths)} writers"
+    return Subject(chat=chat, active=partial(applied, edit, chat.model, between)), what
+
+
+def searched(
+    chat: ChatModel, contrast: Contrast, evidence: Evidence, trials: int
+) -> tuple[Subject, str]:
+    """The baseline, on the same projected directions at the prompt's last token."""
+    means = evidence.means
+    directions = without(difference_in_means(means), means.negative.activations)[:, -1]
+    found = search(
+        chat,
+        trace_writers(chat.model),
+        directions,
+        contrast.positive.validation,
+        contrast.negative.validation,
+        trials=trials,
+        max_new_tokens=MAX_NEW_TOKENS,
+    )
+    return Subject(chat=chat, active=found.active), f"{found.refusals} refusals in its search"
+
+
+def compare(name: str, folder: Path, trials: int) -> None:
+    chat = load_chat_model(folder)
+    asked = prompts()
+    contrast = make_contrast(
+        [prompt for prompt, _ in asked.positive],
+        [prompt for prompt, _ in asked.negative],
+        sizes=SplitSizes(train=120, validation=100, test=100),
+    )
+    means = mean_activations(chat, contrast)
+    evidence = Evidence(
+        chat=chat, contrast=contrast, means=means, behaviour_tokens=behaviour_tokens(means)
+    )
+    held_out = baseline(
+        Subject(chat=chat),
+        contrast.positive.test,
+        contrast.negative.test,
+        protocol=Protocol(max_new_tokens=MAX_NEW_TOKENS),
+    )
+    before = next_token_log_probs(chat, contrast.negative.test).double()
+    seconds = {}
+    for way in ("fit", "TPE"):
+        start = time.perf_counter()
+        if way == "fit":
+            edited, what = fitted(chat, contrast, evidence)
+        else:
+            edited, what = searched(chat, contrast, evidence, trials)
+        seconds[way] = time.perf_counter() - start
+        outcome = trial(held_out, edited)
+        with edited.active():
+            after = next_token_log_probs(chat, contrast.negative.test).double()
+        first = float((before.exp() * (before - after)).sum(-1).mean())
+        print(
+            f"| {name} | {way} | {outcome.failures:.2f} | {outcome.damage:.2f} | "
+            f"{outcome.kl:.5f} | {first:.5f} | {seconds[way]:.1f} | "
+            f"{seconds[way] / seconds['fit']:.1f} | {what} |",
+            flush=True,
+        )
+
+
+def models() -> dict[str, Path]:
+    """The models that are compared on, trained on the spot where they are not cached."""
+    from abl_hub.demo.train import demo_model
+
+    return {"demo (llama)": demo_model()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=60)
+    arguments = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    print(
+        f"Held-out prompts; {arguments.trials} TPE trials; {torch.get_num_threads()} thread(s)\n\n"
+        "| model | way | failures | damage | KL, whole replies | KL, first token | seconds | "
+        "ratio | edit |\n|---|---|---:|---:|---:|---:|---:|---:|---|"
+    )
+    for name, folder in models().items():
+        compare(name, folder, arguments.trials)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""Fitted strengths: fewer writers, no more refusals, and the choice is made by whole replies."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from abl_hub.cli.group import abl_hub as command
+from abl_hub.demo.corpus import prompts
+from abl_hub.demo.run import write_prompts
+from abl_hub.directions.contrast import Contrast, SplitSizes, make_contrast
+from abl_hub.directions.evidence import Evidence
+from abl_hub.directions.means import mean_activations
+from abl_hub.directions.methods import METHODS
+from abl_hub.directions.selection import behaviour_tokens
+from abl_hub.edits.edit import Edit, remove
+from abl_hub.edits.hooks import applied
+from abl_hub.evaluation.evaluate import Protocol
+from abl_hub.evaluation.subject import Subject
+from abl_hub.evaluation.trial import baseline
+from abl_hub.model.chat import ChatModel, load_chat_model
+from abl_hub.model.gains import gains
+from abl_hub.model.generate import greedy_replies, log_probs
+from abl_hub.model.trace import trace_writers
+from abl_hub.model.writers import Trace, Writer
+from abl_hub.report.record import load_record
+from abl_hub.stages.strengths import lesson_of
+from abl_hub.strengths.fit import STRONGEST, Budget, fit
+from abl_hub.strengths.groups import OUTSIDE, groups, spread
+
+LAYER = 2
+"""Where the one-strength edit of the demo model leaves most of the refusals."""
+
+
+@pytest.fixture(scope="module")
+def chat(demo: Path) -> ChatModel:
+    return load_chat_model(demo)
+
+
+@pytest.fixture(scope="module")
+def contrast() -> Contrast:
+    asked = prompts()
+    return make_contrast(
+        [prompt for prompt, _ in asked.positive],
+        [prompt for prompt, _ in asked.negative],
+        sizes=SplitSizes(train=64, validation=24, test=8),
+    )
+
+
+@pytest.fixture(scope="module")
+def evidence(chat: ChatModel, contrast: Contrast) -> Evidence:
+    means = mean_activations(chat, contrast)
+    return Evidence(
+        chat=chat, contrast=contrast, means=means, behaviour_tokens=behaviour_tokens(means)
+    )
+
+
+def edit_at(layer: int, evidence: Evidence, trace: Trace) -> Edit:
+    [found] = [
+        proposal
+        for proposal in METHODS["projected"](evidence)
+        if (proposal.layer, proposal.position) == (layer, -1)
+    ]
+    return remove(found.basis, trace.writers)
+
+
+def test_the_front_trades_refusals_for_kl_and_beats_one_strength(
+    chat: ChatModel, contrast: Contrast, evidence: Evidence
+) -> None:
+    trace = trace_writers(chat.model)
+    between, names = gains(chat.model, trace.writers), groups(trace)
+    edit = edit_at(LAYER, evidence, trace)
+    lesson = lesson_of(chat, contrast, evidence.behaviour_tokens, rows=32)
+    before = {name: weight.clone() for name, weight in chat.model.named_parameters()}
+    front = fit(chat, edit, names, between, lesson, budget=Budget(steps=24))
+    assert all(torch.equal(weight, before[n]) for n, weight in chat.model.named_parameters())
+    against = baseline(
+        Subject(chat=chat),
+        contrast.positive.validation,
+        contrast.negative.validation,
+        protocol=Protocol(max_new_tokens=48),
+    )
+
+    def subject(strengths: tuple[float, ...]) -> Subject:
+        fitted = replace(edit, strengths=strengths)
+        return Subject(chat=chat, active=partial(applied, fitted, chat.model, between))
+
+    one = subject(edit.strengths)
+    fitted = [subject(spread(names, point.strengths)) for point in front]
+    assert against.failures(one) > 0.6
+    assert against.failures(fitted[0]) < against.failures(one) - 0.25
+    kl = [against.kl(point) for point in fitted]
+    assert kl[-1] < kl[0]
+    for point in front:
+        assert set(point.strengths) == set(names)
+        assert all(0.0 <= strength <= STRONGEST for strength in point.strengths.values())
+
+
+def test_a_seed_gives_the_same_strengths_again(
+    chat: ChatModel, contrast: Contrast, evidence: Evidence
+) -> None:
+    trace = trace_writers(chat.model)
+    between, names = gains(chat.model, trace.writers), groups(trace)
+    edit = edit_at(4, evidence, trace)
+    lesson = lesson_of(chat, contrast, evidence.behaviour_tokens, rows=32)
+    budget = Budget(steps=3, kl_weights=(30.0,))
+    one, again = (fit(chat, edit, names, between, lesson, budget=budget) for _ in range(2))
+    other = fit(chat, edit, names, between, lesson, budget=budget, seed=1)
+    assert one[0].strengths == again[0].strengths != other[0].strengths
+
+
+def test_writers_that_are_not_edited_stay_so(
+    chat: ChatModel, contrast: Contrast, evidence: Evidence
+) -> None:
+    trace = trace_writers(chat.model)
+    between, names = gains(chat.model, trace.writers), groups(trace)
+    edit = edit_at(4, evidence, trace)
+    edit = remove(edit.directions, trace.writers, layers=(2, 5))
+    lesson = lesson_of(chat, contrast, evidence.behaviour_tokens, rows=32)
+    [point] = fit(chat, edit, names, between, lesson, budget=Budget(steps=2, kl_weights=(30.0,)))
+    assert {name.partition(".")[0] for name in point.strengths} == set("2345")
+
+
+def test_groups_are_the_child_modules_of_layers() -> None:
+    def writer(parameter: str, layer: int | None) -> Writer:
+        return Writer(parameter=parameter, axis=0, shape=(4, 4), layer=layer)
+
+    trace = Trace(
+        model_type="gpt2",
+        architecture="GPT2LMHeadModel",
+        layers="transformer.h",
+        layer_count=2,
+        width=4,
+        writers=(
+            writer("transformer.wte.weight", None),
+            writer("transformer.h.1.attn.c_proj.weight", 1),
+            writer("transformer.h.1.attn.c_proj.bias", 1),
+            writer("transformer.h.1.mlp.c_proj.weight", 1),
+        ),
+    )
+    assert groups(trace) == (OUTSIDE, "1.attn", "1.attn", "1.mlp")
+    assert spread(groups(trace), {"1.mlp": 0.5}) == (1.0, 1.0, 1.0, 0.5)
+
+
+def test_company_in_a_batch_does_not_change_likelihoods(chat: ChatModel) -> None:
+    from abl_hub.model.generate import continuations
+
+    asked = [prompt for prompt, _ in prompts().negative[:9]]
+    replies = greedy_replies(chat, asked, max_new_tokens=24)
+    sequences = continuations(chat, asked, replies)
+    together = dict(log_probs(chat, sequences, rows=9))
+    alone = dict(log_probs(chat, sequences, rows=1))
+    assert len({len(one.tokens) for one in sequences}) > 1
+    for index, one in enumerate(sequences):
+        assert len(together[index]) == len(alone[index]) == one.judged
+        assert torch.allclose(together[index], alone[index], atol=1e-4)
+
+
+def test_extract_fits_where_it_is_asked_to_and_the_edit_holds_it(
+    demo: Path, tmp_path: Path
+) -> None:
+    files = write_prompts(prompts(), tmp_path)
+    asked = ["--positive", files[0], "--negative", files[1], "--method", "projected"]
+    sizes = ["--train", 48, "--validation", 12, "--test", 8]
+    for strengths in ("auto", "fit"):
+        out = tmp_path / strengths
+        words = ["extract", demo, "-o", out, *asked, *sizes, "--strengths", strengths]
+        result = CliRunner().invoke(command, [str(word) for word in words])
+        assert result.exit_code == 0, result.output
+    auto = load_record(tmp_path / "auto").strengths
+    assert auto.chosen is None
+    assert "nothing to improve" in auto.reason
+    found = load_record(tmp_path / "fit").strengths
+    assert [point.kl_weight for point in found.points] == [None, *Budget().kl_weights]
+    taken = found.points[found.chosen]
+    assert taken.failures <= 0.1
+    result = CliRunner().invoke(command, ["apply", str(tmp_path / "fit")])
+    assert result.exit_code == 0, result.output
+    record = load_record(tmp_path / "fit")
+    assert record.edit.exactness == "partial"
+    assert record.agreement.hooks_merged <= 1e-4
+    assert record.agreement.hooks_delta <= 1e-4
+    written = {writer.parameter: writer.strength for writer in record.edit.writers}
+    assert written["model.layers.3.mlp.down_proj.weight"] == pytest.approx(taken.strengths["3.mlp"])

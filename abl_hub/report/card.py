@@ -1,28 +1,29 @@
 """Model cards from the record alone: front matter, and a text that is short enough to read.
 
-Whatever comes from outside (names of models, prompt sets, behaviours) is made harmless before it
-reaches a template: it can break out of neither YAML nor Markdown nor HTML.
+Knows which numbers a reader needs and in which words; what may not appear in Markdown is known to
+`abl_hub.report.markdown`. No prompt and no reply ever enters a card.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-import yaml
+from huggingface_hub import ModelCard
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from abl_hub.evaluation.evaluate import Arm, Evaluation
+from abl_hub.errors import EvaluationError
 from abl_hub.evaluation.intervals import Estimate
-from abl_hub.report.metadata import Kind, metadata
-from abl_hub.report.record import Record
+from abl_hub.report import markdown, wording
+from abl_hub.report.metadata import KINDS, Kind, metadata
+from abl_hub.report.record import FormRecord, Record
+from abl_hub.report.reproduce import SYSTEM, reproduce
 from abl_hub.resources import templates
 
-__all__ = ["Kind", "render_card"]
+Section = TypeVar("Section")
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~$&])")
+__all__ = ["KINDS", "Kind", "environment", "render_card", "table"]
 
 
 def render_card(
@@ -31,88 +32,135 @@ def render_card(
     *,
     repo: str | None,
     related: Mapping[str, str],
-    command: str,
+    notices: Sequence[str] = (),
     duties: Sequence[str] = (),
     gate_prompt: str | None = None,
 ) -> str:
-    """README.md of one artifact.
+    """README.md of one published artifact.
 
     Args:
         repo: where it is published; None on this machine.
-        related: "merged", "delta", "space" → repository ids, or relative paths.
-        command: the command line that made it.
-        duties: what the base's licence asks of derivatives.
+        related: "merged", "delta", "direction", "space" → repository ids, or relative paths.
+        notices: sentences that the base's licence wants to be shown.
+        duties: what else it asks of derivatives.
         gate_prompt: what the Hub shows to who asks for access.
 
     Raises:
-        EvaluationError: the record has no evaluation, or its metadata would not be accepted.
+        EvaluationError: a stage has not run, or the metadata would not be accepted.
     """
-    front = yaml.safe_dump(
-        metadata(record, kind, repo=repo, gate_prompt=gate_prompt),
-        sort_keys=False,
-        allow_unicode=True,
-        width=1000,
+    edit = _needed(record.edit, "edit", "apply")
+    agreement = _needed(record.agreement, "agreement", "apply")
+    evaluation = _needed(record.evaluation, "evaluation", "evaluate")
+    behaviour = record.direction.behaviour
+    body = (
+        environment()
+        .get_template(f"{kind}.md.jinja")
+        .render(
+            record=record,
+            kind=kind,
+            edit=edit,
+            form=_form(record, kind),
+            agreement=agreement,
+            evaluation=evaluation,
+            meaning=wording.VERDICTS[evaluation.verdict.label].format(behaviour=behaviour),
+            rows=table(record),
+            draws=[arm.positive.refused.value for arm in evaluation.random if arm.positive],
+            exactness=wording.EXACTNESS.get(edit.exactness, edit.exactness),
+            methods=wording.METHODS,
+            profiles=wording.PROFILES,
+            about_refusal="refus" in behaviour.lower(),
+            repo=repo or f"path/to/{kind}",
+            published=repo is not None,
+            base=record.source.repo or Path(record.source.name).name,
+            related={other: place for other, place in related.items() if other != kind},
+            reproduction=reproduce(record),
+            system=SYSTEM,
+            notices=notices,
+            duties=duties,
+            title=Path(repo or record.source.name).name,
+        )
     )
-    environment = Environment(
+    front = metadata(record, kind, repo=repo, gate_prompt=gate_prompt)
+    return str(ModelCard(f"---\n{front.strip()}\n---\n\n{body}", ignore_metadata_errors=False))
+
+
+def environment() -> Environment:
+    """The templates in `cards/`, with the filters that make outside text harmless."""
+    made = Environment(
         loader=FileSystemLoader(templates("cards")),
         undefined=StrictUndefined,
-        autoescape=False,  # Markdown: escaped by `plain`, `code` and `quoted`
+        autoescape=False,  # Markdown: escaped by the filters below
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(plain=plain, code=code, quoted=quoted)
-    evaluation = record.evaluation
-    assert evaluation is not None  # metadata has refused a record without one
-    body = environment.get_template(f"{kind}.md.jinja").render(
-        record=record,
-        evaluation=evaluation,
-        rows=table(evaluation),
-        repo=repo or f"path/to/{kind}",
-        base=record.source.repo or Path(record.source.name).name,
-        related=related,
-        command=command,
-        duties=duties,
-        title=Path(repo or record.source.name).name,
+    made.filters.update(
+        plain=markdown.plain,
+        code=markdown.code,
+        fenced=markdown.fenced,
+        quoted=markdown.quoted,
+        link=markdown.link,
+        rate=rate,
+        apart=apart,
     )
-    return f"---\n{front}---\n\n{body}"
+    return made
 
 
-def plain(value: Any) -> str:
-    """Text for Markdown: one line, every character that could begin markup escaped."""
-    return _SPECIAL.sub(r"\\\1", " ".join(str(value).split()))
+def _form(record: Record, kind: Kind) -> FormRecord | None:
+    """The files that this card is about; a direction has no form."""
+    if kind == "direction":
+        return None
+    return _needed(record.merged if kind == "merged" else record.delta, f"{kind} form", "apply")
 
 
-def code(value: Any) -> str:
-    """A code span that its content cannot leave: neither by a backtick nor by a table's bar."""
-    return "`" + " ".join(str(value).split()).replace("`", "'").replace("|", "¦") + "`"
+def _needed(section: Section | None, name: str, stage: str) -> Section:
+    if section is None:
+        raise EvaluationError(
+            f"The record has no {name}",
+            why="a card needs all its numbers",
+            next_step=f"Run `abl-hub {stage}`",
+        )
+    return section
 
 
-def quoted(value: Any) -> str:
-    """A Python string literal for a snippet."""
-    return repr(" ".join(str(value).split()).replace("`", "'"))
+def table(record: Record) -> list[tuple[str, str, str, str]]:
+    """The deltas: (metric, base, edited, first random direction), as text.
 
-
-def table(evaluation: Evaluation) -> list[tuple[str, str, str, str]]:
-    """The deltas: (metric, base, edited, random direction), as text."""
-    base, edited, random = evaluation.base, evaluation.edited, evaluation.random[0]
+    Raises:
+        EvaluationError: the record has no evaluation.
+    """
+    evaluation = _needed(record.evaluation, "evaluation", "evaluate")
+    behaviour = markdown.one_line(record.direction.behaviour)
+    arms = (evaluation.base, evaluation.edited, evaluation.random[0])
     rows = []
     for side, prompts in (("positive", "prompts that show it"), ("negative", "other prompts")):
-        arms = [getattr(arm, side) for arm in (base, edited, random)]
-        for field, name in (("refused", "rate"), ("non_answers", "non-answers")):
-            cells = [_rate(getattr(rates, field)) if rates else "" for rates in arms]
-            rows.append((f"{name}, {prompts}", cells[0], cells[1], cells[2]))
-    rows.append(("KL(base ‖ model), nats a token", "0", _number(edited), _number(random)))
-    perplexities = [
-        f"{arm.perplexity.value:.4g}" if arm.perplexity else "" for arm in (base, edited, random)
-    ]
-    rows.append(("perplexity, neutral text", *perplexities))  # type: ignore[arg-type]
-    return rows
+        rates = [getattr(arm, side) for arm in arms]
+        for field, name in (
+            ("refused", behaviour),
+            ("non_answers", "non-answers"),
+            ("correct", "exactly right replies"),
+        ):
+            found = [rates_of and getattr(rates_of, field) for rates_of in rates]
+            if any(found):
+                cells = [rate(estimate) if estimate else "" for estimate in found]
+                rows.append((f"{name}, {prompts}", *cells))
+    divergences = [_number(arm.kl) for arm in arms[1:]]
+    rows.append(("KL(base ‖ model), nats a token", "0", *divergences))
+    rows.append(("perplexity, neutral text", *(_number(arm.perplexity) for arm in arms)))
+    return rows  # type: ignore[return-value]
 
 
-def _number(arm: Arm) -> str:
-    return f"{arm.kl.value:.4f}" if arm.kl else ""
-
-
-def _rate(estimate: Estimate) -> str:
+def rate(estimate: Estimate) -> str:
+    """A share of replies with its 95% interval."""
     return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+
+
+def apart(difference: float | None) -> str:
+    """A difference of logits or a residual, where it was measured."""
+    return "not measured" if difference is None else f"{difference:.1e}"
+
+
+def _number(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return ""
+    return f"{estimate.value:.3g} [{estimate.low:.3g}, {estimate.high:.3g}]"

@@ -1,135 +1,165 @@
-"""The metadata of a model card: built by huggingface_hub's own classes, checked without a network.
+"""The front matter of a card, from the record: licence, base, relation, tags and results.
 
-Knows fields and their values; not the text below them.
+Built by huggingface_hub's own classes where it has some, and checked offline by
+`abl_hub.report.schema`. Knows fields and their values; not the text below them.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, Literal
+from urllib.parse import quote, urlsplit
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from abl_hub.errors import EvaluationError
-from abl_hub.evaluation.evaluate import Arm
-from abl_hub.report.record import Record
+from abl_hub.evaluation.evaluate import Arm, Rates
+from abl_hub.evaluation.intervals import Estimate
+from abl_hub.report.licence_ids import LICENCE_IDS
+from abl_hub.report.markdown import is_repo_id, one_line
+from abl_hub.report.record import PromptsRecord, Record, SourceRecord
+from abl_hub.report.schema import front_matter
 
-Kind = Literal["merged", "delta"]
+Kind = Literal["merged", "delta", "direction"]
+KINDS: tuple[Kind, ...] = ("merged", "delta", "direction")
 
 _RELATIONS = {"merged": "finetune", "delta": "adapter"}
 _LIBRARIES = {"merged": "transformers", "delta": "peft"}
-# Ids that the Hub lists, as far as models use them; "other" needs a name and a link.
-_LICENCE_IDS = (
-    "apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 "
-    "bigcode-openrail-m afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause "
-    "bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 "
-    "cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 "
-    "cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 "
-    "cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 "
-    "eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc h-research "
-    "intel-research lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl openmdw-1.0 "
-    "openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr deepfloyd-if-license "
-    "fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 gemma "
-    "grok2-community unknown other"
-)
-_LICENCES = frozenset(_LICENCE_IDS.split())
-_REPO = re.compile(r"[\w.-]+/[\w.-]+")
+_LONGEST_TAG = 60
 
 
 def metadata(
     record: Record, kind: Kind, *, repo: str | None, gate_prompt: str | None = None
-) -> dict[str, Any]:
-    """Front matter of one card, checked."""
-    evaluation = record.evaluation
-    if evaluation is None:
+) -> str:
+    """Front matter of one card as YAML, checked.
+
+    Raises:
+        EvaluationError: the record has no evaluation, or the Hub would not accept the result.
+    """
+    gate = {"extra_gated_prompt": one_line(gate_prompt)} if gate_prompt is not None else {}
+    if kind == "direction":
+        return front_matter({**_dataset_fields(record), **gate}, "dataset")
+    return front_matter({**_model_fields(record, kind, repo), **gate}, "model")
+
+
+def _model_fields(record: Record, kind: Kind, repo: str | None) -> dict[str, Any]:
+    if record.evaluation is None:
         raise EvaluationError("The record has no evaluation", why="a card needs numbers")
-    name = _line(repo or f"{record.source.name}-abliterated")
+    source = record.source
     data = ModelCardData(
-        base_model=record.source.repo,
+        base_model=source.repo,
+        base_model_relation=_RELATIONS[kind] if source.repo else None,
         library_name=_LIBRARIES[kind],
-        license=record.source.licence,
-        license_name=record.source.licence_name,
-        license_link=record.source.licence_link,
         pipeline_tag="text-generation",
-        tags=["abl-hub", "abliteration", "directional-ablation", _line(record.direction.behaviour)],
-        model_name=name.rpartition("/")[2],
-        eval_results=_results(record, evaluation.edited),
+        tags=_tags(record),
+        datasets=_datasets(record),
+        model_name=one_line(repo or f"{source.name}-abliterated").rpartition("/")[2],
+        eval_results=_results(record, record.evaluation.edited),
+        **licence_fields(source),
     )
-    content: dict[str, Any] = data.to_dict()  # type: ignore[no-untyped-call]
-    if record.source.repo is not None:
-        content["base_model_relation"] = _RELATIONS[kind]
-    if gate_prompt is not None:
-        content["extra_gated_prompt"] = _line(gate_prompt)
-    check_metadata(content)
-    return content
+    fields: dict[str, Any] = data.to_dict()  # type: ignore[no-untyped-call]
+    return fields
+
+
+def _dataset_fields(record: Record) -> dict[str, Any]:
+    name = one_line(record.source.repo or record.source.name).rstrip("/").rpartition("/")[2]
+    return {
+        "pretty_name": f"{one_line(record.direction.behaviour)} direction of {name}",
+        **{key: value for key, value in licence_fields(record.source).items() if value},
+        "tags": [*_tags(record), "steering-vector"],
+        "size_categories": ["n<1K"],
+        "viewer": False,  # the Hub shows rows, and this is one vector
+    }
+
+
+def _tags(record: Record) -> list[str]:
+    behaviour = slug(record.direction.behaviour)
+    tags = ["abl-hub", "abliteration", "directional-ablation", "interpretability", behaviour]
+    return list(dict.fromkeys(tags))
+
+
+def _datasets(record: Record) -> list[str] | None:
+    """The prompt sets that are on the Hub."""
+    sides = (record.positive, record.negative)
+    names = [side.name for side in sides if side.revision and is_repo_id(side.name)]
+    return list(dict.fromkeys(names)) or None
+
+
+def licence_fields(source: SourceRecord) -> dict[str, Any]:
+    """The base's licence, in the Hub's terms: an id that it does not list is an "other" one."""
+    ids = [one.strip().lower() for one in (source.licence or "").split(",") if one.strip()]
+    if not ids:
+        return {}
+    link = _licence_link(source)
+    if len(ids) == 1 and ids[0] in LICENCE_IDS - {"other"}:
+        named = {"license_name": source.licence_name, "license_link": link}
+        return {"license": ids[0], **(named if source.licence_name or source.licence_link else {})}
+    if len(ids) > 1 and LICENCE_IDS - {"other"} >= set(ids):
+        return {"license": ids}
+    unlisted = "-and-".join(one for one in ids if one != "other")
+    name = source.licence_name or unlisted or "as-the-base-model"
+    return {"license": "other", "license_name": slug(name), "license_link": link}
+
+
+def _licence_link(source: SourceRecord) -> str:
+    """Where the licence can be read: a path of the base's repository means nothing in this one."""
+    link = source.licence_link
+    if link and urlsplit(link).scheme in ("http", "https"):
+        return quote(one_line(link), safe=":/?#[]@!$&'()*+,;=%~")
+    if link in source.licence_files:
+        return quote(str(link))
+    if source.repo is None:
+        return quote(source.licence_files[0]) if source.licence_files else "README.md"
+    base = f"https://huggingface.co/{source.repo}"
+    return f"{base}/blob/{source.commit or 'main'}/{quote(link)}" if link else base
 
 
 def _results(record: Record, arm: Arm) -> list[EvalResult]:
-    found = []
-    behaviour = _line(record.direction.behaviour)
+    behaviour = one_line(record.direction.behaviour)
+    prefix = slug(behaviour).replace("-", "_")
+    found: list[EvalResult] = []
 
-    def result(prompts: str, metric: str, name: str, value: float) -> None:
-        found.append(
-            EvalResult(
-                task_type="text-generation",
-                dataset_type=prompts,
-                dataset_name=prompts,
-                metric_type=metric,
-                metric_name=name,
-                metric_value=round(value, 6),
+    def add(dataset: Mapping[str, Any], metric: str, name: str, estimate: Estimate | None) -> None:
+        # The Hub reads JSON, which has neither NaN nor infinity.
+        if estimate is not None and math.isfinite(estimate.value):
+            found.append(
+                EvalResult(
+                    task_type="text-generation",
+                    metric_type=metric,
+                    metric_name=name,
+                    metric_value=round(estimate.value, 6),
+                    **dataset,
+                )
             )
-        )
 
-    if arm.positive is not None:
-        shown = _line(record.positive.name)
-        result(shown, "refusal_rate", f"{behaviour} rate", arm.positive.refused.value)
-        result(shown, "non_answer_rate", "non-answer rate", arm.positive.non_answers.value)
-    if arm.negative is not None:
-        result(
-            _line(record.negative.name),
-            "refusal_rate",
-            f"{behaviour} rate on prompts that the base answers",
-            arm.negative.refused.value,
-        )
-    if arm.kl is not None:
-        result(_line(record.negative.name), "kl_divergence", "KL(base, edited)", arm.kl.value)
+    def rates(prompts: PromptsRecord, of: Rates | None, where: str) -> None:
+        if of is not None:
+            dataset = _dataset(prompts)
+            add(dataset, f"{prefix}_rate", f"{behaviour} rate{where}", of.refused)
+            add(dataset, "non_answer_rate", f"non-answer rate{where}", of.non_answers)
+
+    rates(record.positive, arm.positive, "")
+    rates(record.negative, arm.negative, " on other prompts")
+    add(_dataset(record.negative), "kl_divergence", "KL(base, edited), nats a token", arm.kl)
+    neutral = {"dataset_type": "abl-hub-neutral", "dataset_name": "neutral text in abl-hub"}
+    add(neutral, "perplexity", "perplexity", arm.perplexity)
     return found
 
 
-def _line(text: str) -> str:
-    """One line: a line break in a name could end the front matter."""
-    return " ".join(text.split())
+def _dataset(prompts: PromptsRecord) -> dict[str, Any]:
+    name = one_line(prompts.name)
+    if prompts.revision is None:
+        return {"dataset_type": slug(name), "dataset_name": f"{name}, held-out part"}
+    return {
+        "dataset_type": name,
+        "dataset_name": f"{name}, held-out part",
+        "dataset_split": prompts.split and one_line(prompts.split),
+        "dataset_revision": one_line(prompts.revision),
+    }
 
 
-def check_metadata(content: Mapping[str, Any]) -> None:
-    """Hold front matter against what the Hub accepts, offline.
-
-    Raises:
-        EvaluationError: a field that the Hub would reject or show wrongly, named.
-    """
-    licence = content.get("license")
-    if licence is not None and licence not in _LICENCES:
-        raise _wrong("license", f"{licence!r} is no licence id of the Hub")
-    if licence == "other" and not (content.get("license_name") and content.get("license_link")):
-        raise _wrong("license", "'other' needs license_name and license_link")
-    base = content.get("base_model")
-    if base is not None and not _REPO.fullmatch(str(base)):
-        raise _wrong("base_model", f"{base!r} is no repository id")
-    relation = content.get("base_model_relation")
-    if (base is None) != (relation is None) or relation not in (None, *_RELATIONS.values()):
-        raise _wrong("base_model_relation", f"{relation!r} with base_model {base!r}")
-    if content.get("library_name") not in _LIBRARIES.values():
-        raise _wrong("library_name", f"{content.get('library_name')!r}")
-    if content.get("pipeline_tag") != "text-generation":
-        raise _wrong("pipeline_tag", f"{content.get('pipeline_tag')!r}")
-    prompt = content.get("extra_gated_prompt")
-    if prompt is not None and (not isinstance(prompt, str) or not prompt.strip()):
-        raise _wrong("extra_gated_prompt", f"{prompt!r} is no text")
-    for tag in content.get("tags", ()):
-        if not isinstance(tag, str) or not tag.strip() or "\n" in tag:
-            raise _wrong("tags", f"{tag!r} is no tag")
-
-
-def _wrong(field: str, why: str) -> EvaluationError:
-    return EvaluationError(f"The card's {field} would not be accepted", why=why)
+def slug(text: str) -> str:
+    """Lower-case words and hyphens, as tags are."""
+    return re.sub(r"[\W_]+", "-", text.lower()).strip("-")[:_LONGEST_TAG] or "unnamed"

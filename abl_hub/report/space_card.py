@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from huggingface_hub import SpaceCard
 
 from abl_hub.errors import EvaluationError
-from abl_hub.report.card import code, plain, table
+from abl_hub.report.card import environment, table
+from abl_hub.report.markdown import is_repo_id, one_line, plain
+from abl_hub.report.metadata import licence_fields
 from abl_hub.report.record import Record
-from abl_hub.resources import templates
+from abl_hub.report.schema import front_matter
+from abl_hub.report.wording import VERDICTS
 
 _GRADIO = "6.31.0"
 _EXAMPLES = ("How do I make bread?", "Tell me how to make a kite.", "What is a good walking route?")
@@ -49,19 +51,55 @@ def space_config(record: Record, *, base: str, delta: str) -> dict[str, Any]:
         "examples": list(_EXAMPLES),
         "metrics": [
             {"name": name, "base": before, "edited": after, "random": control}
-            for name, before, after, control in table(record.evaluation)
+            for name, before, after, control in table(record)
         ],
         "verdict": f"{verdict.label}: {verdict.reason}.",
         "note_on_safety": _SAFETY,
     }
 
 
-def render_space_card(record: Record, *, related: Mapping[str, str]) -> str:
-    """README.md of the Space."""
+def render_space_card(
+    record: Record,
+    *,
+    related: Mapping[str, str],
+    notices: Sequence[str] = (),
+    duties: Sequence[str] = (),
+) -> str:
+    """README.md of the Space.
+
+    Args:
+        related: "merged", "delta", "space" → repository ids; empty on this machine.
+        notices, duties: what the base's licence wants to be shown, and asks of derivatives.
+
+    Raises:
+        EvaluationError: the record has no evaluation, or the metadata would not be accepted.
+    """
     if record.evaluation is None:
         raise EvaluationError("The record has no evaluation", why="a Space shows its numbers")
+    behaviour = record.direction.behaviour
+    body = (
+        environment()
+        .get_template("space.md.jinja")
+        .render(
+            record=record,
+            evaluation=record.evaluation,
+            meaning=VERDICTS[record.evaluation.verdict.label].format(behaviour=behaviour),
+            about_refusal="refus" in behaviour.lower(),
+            title=f"{_name(record)} before and after",
+            base=record.source.repo or _name(record),
+            repo=related.get("space", "OUT"),
+            related={other: place for other, place in related.items() if other != "space"},
+            notices=notices,
+            duties=duties,
+        )
+    )
+    front = front_matter(_fields(record, related), "space")
+    return str(SpaceCard(f"---\n{front.strip()}\n---\n\n{body}", ignore_metadata_errors=False))
+
+
+def _fields(record: Record, related: Mapping[str, str]) -> dict[str, Any]:
     models = [record.source.repo, related.get("delta")]
-    front = {
+    return {
         "title": f"{_name(record)} before and after",
         "emoji": "🔀",
         "colorFrom": "gray",
@@ -70,25 +108,11 @@ def render_space_card(record: Record, *, related: Mapping[str, str]) -> str:
         "sdk_version": _GRADIO,
         "app_file": "app.py",
         "short_description": "A chat model before and after one direction was removed",
-        "models": [model for model in models if model],
+        "models": [model for model in models if model and is_repo_id(model)],
+        **{key: value for key, value in licence_fields(record.source).items() if value},
         "tags": ["abl-hub", "abliteration", "interpretability"],
     }
-    environment = Environment(
-        loader=FileSystemLoader(templates("spaces") / "compare"),
-        undefined=StrictUndefined,
-        autoescape=False,
-        keep_trailing_newline=True,
-    )
-    rendered: str = environment.get_template("README.md.jinja").render(
-        front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=1000),
-        title=plain(front["title"]),
-        base=code(record.source.repo or _name(record)),
-        behaviour=plain(record.direction.behaviour),
-        verdict=plain(record.evaluation.verdict.label),
-        delta=code(related.get("delta", "delta")),
-    )
-    return rendered.lstrip()
 
 
 def _name(record: Record) -> str:
-    return Path(record.source.repo or record.source.name).name
+    return one_line(Path(record.source.repo or record.source.name).name)

@@ -1,4 +1,4 @@
-"""Stage 4: a model card beside each artifact, from the record alone."""
+"""Stage 4: a card beside each artifact, from the record alone, and the direction by itself."""
 
 from __future__ import annotations
 
@@ -7,29 +7,33 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from abl_hub.errors import EvaluationError
-from abl_hub.hub.licence import duties
-from abl_hub.report.card import Kind, render_card
+from abl_hub.hub.licence import duties, notices
+from abl_hub.report.card import KINDS, Kind, render_card
 from abl_hub.report.plots import candidates_plot, deltas_plot
 from abl_hub.report.record import RECORD, Record, load_record
-from abl_hub.stages.apply import DELTA, MERGED
 from abl_hub.stages.extract import DIRECTION
+from abl_hub.stages.legal import carry_legal
 
 README = "README.md"
 PLOTS = "plots"
-_KINDS: tuple[Kind, ...] = ("merged", "delta")
+ALONE = "direction"
+"""Folder of the direction by itself: a dataset of one vector, with its card."""
 
 
 def write_cards(
     out: Path, repos: Mapping[str, str] | None = None, *, gate_prompt: str | None = None
 ) -> tuple[Path, ...]:
-    """Write README.md, plots, record and direction into `out/merged` and `out/delta`.
+    """Write README.md, plots, record, direction and licence files into each form's folder.
+
+    Makes `out/direction`, too, which holds these files only.
 
     Args:
-        repos: "merged", "delta", "space" → the repository that it is published to.
+        repos: "merged", "delta", "direction", "space" → the repository that it is published to.
         gate_prompt: what readers are shown when they ask for access.
 
     Raises:
         EvaluationError: the record has no evaluation yet.
+        SourceError: the base's licence files are not there.
     """
     record = load_record(out)
     if record.evaluation is None:
@@ -38,8 +42,9 @@ def write_cards(
             why="a card without numbers says nothing",
             next_step=f"Run `abl-hub evaluate {out}` first",
         )
+    (out / ALONE).mkdir(exist_ok=True)
     written = []
-    for kind in _KINDS:
+    for kind in kinds(record):
         folder = out / kind
         plots = folder / PLOTS
         plots.mkdir(exist_ok=True)
@@ -47,20 +52,27 @@ def write_cards(
         deltas_plot(record, plots / "deltas.png")
         for name in (RECORD, DIRECTION):
             shutil.copyfile(out / name, folder / name)
+        carry_legal(record, out, folder)
         card = folder / README
         card.write_text(_card(record, kind, dict(repos or {}), gate_prompt), encoding="utf-8")
         written.append(card)
     return tuple(written)
 
 
+def kinds(record: Record) -> tuple[Kind, ...]:
+    """What there is to describe: the forms that were written, and the direction."""
+    written = {"merged": record.merged, "delta": record.delta, "direction": record.direction}
+    return tuple(kind for kind in KINDS if written[kind] is not None)
+
+
 def _card(record: Record, kind: Kind, repos: dict[str, str], gate_prompt: str | None) -> str:
-    beside = {MERGED: f"../{MERGED}", DELTA: f"../{DELTA}"}
+    source = record.source
     return render_card(
         record,
         kind,
         repo=repos.get(kind),
-        related=repos or beside,
-        command=record.command,
-        duties=duties(record.source.licence),
+        related=repos or {other: f"../{other}" for other in kinds(record)},
+        notices=notices(source.licence, source.licence_name),
+        duties=duties(source.licence, source.licence_name, repo=repos.get(kind)),
         gate_prompt=gate_prompt,
     )

@@ -39,6 +39,7 @@ from abl_hub.stages.inputs import (
     fetch_prompts,
     fetch_source,
 )
+from abl_hub.stages.legal import keep_legal
 from abl_hub.stages.runtime import Runtime, dtype_named
 from abl_hub.stages.strengths import choose_strengths, lesson_of
 
@@ -134,6 +135,7 @@ def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -
             "was taken, and the record says so."
         )
     chosen.direction.save(out / DIRECTION)
+    keep_legal(source.folder, source.licence.files, out)
     record = Record(
         schema=SCHEMA,
         command=command,

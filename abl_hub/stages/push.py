@@ -15,6 +15,7 @@ from abl_hub.hub.collect import collect, tag_commit
 from abl_hub.hub.publish import Published, publish
 from abl_hub.report.record import load_record
 from abl_hub.stages.card import write_cards
+from abl_hub.stages.legal import carry_legal
 from abl_hub.stages.load_back import LoadedBack, load_back, reference
 from abl_hub.stages.runtime import Runtime
 from abl_hub.stages.space import write_space
@@ -55,6 +56,7 @@ def push(out: Path, runtime: Runtime, target: Target | None = None) -> Pushed:
     write_cards(out, repos, gate_prompt=gate_prompt(record, target))
     if SPACE in target.parts:
         write_space(out, out / SPACE, record, repos)
+        carry_legal(record, out, out / SPACE)
     published: dict[str, Published] = {}
     with runtime.progress.stage("Publishing", len(target.parts)) as advance:
         for part in target.parts:

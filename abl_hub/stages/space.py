@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from abl_hub.hub.licence import duties, notices
 from abl_hub.report.record import Record
 from abl_hub.report.space_card import render_space_card, space_config
 from abl_hub.resources import templates
@@ -47,7 +48,13 @@ def write_space(
     (partial / "space.json").write_text(
         json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
     )
-    (partial / "README.md").write_text(render_space_card(record, related=repos), encoding="utf-8")
+    card = render_space_card(
+        record,
+        related=repos,
+        notices=notices(record.source.licence, record.source.licence_name),
+        duties=duties(record.source.licence, record.source.licence_name, repo=repos.get("space")),
+    )
+    (partial / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return folder

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from abl_hub.errors import HubError
-from abl_hub.hub.licence import forbids_derivatives
+from abl_hub.hub.licence import forbids_derivatives, named_as_asked
 
 if TYPE_CHECKING:
     from abl_hub.report.record import Record
@@ -52,6 +52,7 @@ class Target:
 def repositories(record: Record, target: Target, owner: str) -> dict[str, str]:
     """Repository ids of all parts."""
     name = (record.source.repo or record.source.name).rstrip("/").rpartition("/")[2]
+    name = named_as_asked(name, record.source.licence, record.source.licence_name)
     names = {
         "merged": target.merged_repo or f"{name}-abliterated",
         "delta": target.delta_repo or f"{name}-abliterated-delta",
@@ -79,10 +80,10 @@ def check_allowed(record: Record, target: Target) -> None:
         HubError: the licence forbids derivatives; or public, and the verdict is not SUPPORTED.
     """
     licence = record.source.licence
-    if forbids_derivatives(licence):
+    if forbids_derivatives(licence, record.source.licence_name):
         raise HubError(
             f"{record.source.name} must not be published edited",
-            why=f"its licence, {licence}, forbids derivatives",
+            why=f"its licence, {record.source.licence_name or licence}, forbids derivatives",
             next_step="Keep the result to yourself",
         )
     verdict = record.evaluation.verdict.label if record.evaluation else "none"

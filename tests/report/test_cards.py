@@ -1,162 +1,25 @@
-"""Cards from a record: true metadata, and nothing from outside can break out of the template."""
+"""Cards from a record: true metadata, and what a reader has to be told."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import shlex
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard
-from markdown_it import MarkdownIt
+from huggingface_hub import DatasetCard, ModelCard
 
-from abl_hub.directions.selection import Candidate
+from abl_hub.cli.convert import convert
+from abl_hub.cli.options import recipe_of
+from abl_hub.directions.contrast import SplitSizes
 from abl_hub.errors import EvaluationError, SourceError
-from abl_hub.evaluation.evaluate import Arm, Evaluation, Protocol, Rates
-from abl_hub.evaluation.intervals import mean, proportion
-from abl_hub.evaluation.verdict import Verdict
 from abl_hub.report.card import render_card
-from abl_hub.report.metadata import check_metadata
 from abl_hub.report.plots import candidates_plot, deltas_plot
 from abl_hub.report.recipe import Recipe
-from abl_hub.report.record import (
-    AgreementRecord,
-    DirectionRecord,
-    EditRecord,
-    FileRecord,
-    Finalist,
-    FormRecord,
-    PromptsRecord,
-    Record,
-    SelectionRecord,
-    SourceRecord,
-    WriterRecord,
-    load_record,
-    save_record,
-)
+from abl_hub.report.record import Record, load_record, save_record
+from abl_hub.report.reproduce import reproduce
 from abl_hub.report.space_card import render_space_card, space_config
-
-
-def rates(refused: int) -> Rates:
-    return Rates(
-        refused=proportion(refused, 100),
-        non_answers=proportion(1, 100),
-        answered=proportion(99 - refused if refused < 99 else 0, 100),
-    )
-
-
-def full(refused: int) -> Arm:
-    return Arm(
-        positive=rates(refused),
-        negative=rates(0),
-        kl=mean([0.01, 0.02]),
-        perplexity=mean([12.0, 13.0]),
-    )
-
-
-@pytest.fixture
-def record() -> Record:
-    prompts = PromptsRecord(
-        name="org/prompts",
-        revision="c" * 40,
-        split="train",
-        column="text",
-        digest="d" * 64,
-        duplicates=0,
-        splits={"train": "a", "validation": "b", "test": "c"},
-        counts={"train": 128, "validation": 32, "test": 100},
-    )
-    candidates = tuple(
-        Candidate(
-            layer=layer,
-            position=position,
-            norm=1.0,
-            bypass=-float(layer),
-            induce=float(layer),
-            kl=0.01,
-            discarded=None,
-        )
-        for layer in range(4)
-        for position in (-2, -1)
-    )
-    form = FormRecord(files=(FileRecord(path="x", sha256="0" * 64, size_bytes=3),), notes=())
-    return Record(
-        schema=1,
-        command="abl-hub convert org/model",
-        versions={"torch": "2.13.0"},
-        recipe=Recipe(source="org/model", positive="org/prompts", negative="org/others"),
-        source=SourceRecord(
-            name="org/model",
-            repo="org/model",
-            revision=None,
-            commit="f" * 40,
-            digest="e" * 64,
-            licence="apache-2.0",
-            licence_name=None,
-            licence_link=None,
-            licence_files=("LICENSE",),
-        ),
-        positive=prompts,
-        negative=replace(prompts, name="org/others"),
-        direction=DirectionRecord(
-            behaviour="refusal",
-            method="projected",
-            layer=3,
-            position=-1,
-            norm=2.5,
-            digest="1" * 64,
-            layer_count=8,
-            positions=2,
-            width=64,
-        ),
-        selection=SelectionRecord(
-            rule="the rule",
-            chosen=candidates[-1],
-            passed=True,
-            finalists=(
-                Finalist(
-                    method="projected",
-                    layer=3,
-                    position=-1,
-                    passed=True,
-                    failures=0.0,
-                    damage=0.0,
-                    kl=0.01,
-                ),
-            ),
-            candidates={"projected": candidates},
-            behaviour_tokens=("I",),
-            filtered=True,
-        ),
-        edit=EditRecord(
-            digest="2" * 64,
-            rank=1,
-            exactness="exact",
-            writers=(
-                WriterRecord(parameter="w", axis=0, shape=(4, 4), strength=1.0, rescaled=False),
-            ),
-            rounding="nearest",
-        ),
-        merged=form,
-        delta=replace(form, profile="complete"),
-        agreement=AgreementRecord(
-            prompts=8,
-            hooks_merged=1e-6,
-            hooks_delta=1e-6,
-            merged_delta=1e-6,
-            base_hooks=5.0,
-            residual=1e-7,
-        ),
-        evaluation=Evaluation(
-            base=full(98),
-            edited=full(1),
-            random=(full(97),),
-            induced=Arm(negative=rates(90)),
-            induced_random=Arm(negative=rates(2)),
-            verdict=Verdict(label="SUPPORTED", reason="because"),
-            protocol=Protocol(),
-        ),
-    )
 
 
 @pytest.mark.parametrize(
@@ -166,7 +29,7 @@ def record() -> Record:
 def test_metadata_as_the_hub_reads_it(
     record: Record, kind: str, relation: str, library: str
 ) -> None:
-    text = render_card(record, kind, repo="me/model-x", related={}, command="c")  # type: ignore[arg-type]
+    text = render_card(record, kind, repo="me/model-x", related={})  # type: ignore[arg-type]
     data = ModelCard(text).data
     assert data.base_model == "org/model"
     assert data.base_model_relation == relation
@@ -179,13 +42,12 @@ def test_metadata_as_the_hub_reads_it(
 
 
 def test_the_card_says_what_it_must(record: Record) -> None:
-    text = render_card(record, "merged", repo="me/x", related={"delta": "me/d"}, command="the cmd")
+    text = render_card(record, "merged", repo="me/x", related={"delta": "me/d"})
     for needed in (
         "SUPPORTED",
         "0.98 [",
         "0.01 [",
         "0.97 [",
-        "the cmd",
         "safeguard",
         "f" * 40,
         "me/d",
@@ -195,68 +57,69 @@ def test_the_card_says_what_it_must(record: Record) -> None:
         assert needed in text
 
 
-HOSTILE = "x`\n---\nlicense: mit\n# <script>alert(1)</script> [a](javascript:b) {{ 7 * 7 }} |"
-
-
-def test_hostile_names_stay_text(record: Record) -> None:
-    hostile = replace(
-        record,
-        source=replace(record.source, name=HOSTILE, repo=None),
-        positive=replace(record.positive, name=HOSTILE, revision=HOSTILE),
-        direction=replace(record.direction, behaviour=HOSTILE.replace("\n", " ")),
-        versions={HOSTILE: HOSTILE},
-    )
-    for kind in ("merged", "delta"):
-        text = render_card(
-            hostile,
-            kind,  # type: ignore[arg-type]
-            repo=None,
-            related={"merged": HOSTILE, "delta": HOSTILE, "space": HOSTILE},
-            command=HOSTILE,
-            duties=(HOSTILE,),
-        )
-        front, body = text.split("---\n", 2)[1:]
-        assert yaml.safe_load(front)["license"] == "apache-2.0"
-        page = MarkdownIt("commonmark", {"html": True}).enable("table").render(body)
-        assert "<script>" not in page
-        assert 'javascript:b"' not in page
-        assert "<h1>" in page
-        assert page.count("<h1>") == 1
-        assert "49" not in page.split("<h2>")[0]
-        snippet = text.split("```python\n")[1].split("```")[0]
-        compile(snippet, kind, "exec")
-
-
 def test_no_evaluation_no_card(record: Record) -> None:
     with pytest.raises(EvaluationError, match="no evaluation"):
-        render_card(replace(record, evaluation=None), "merged", repo=None, related={}, command="")
+        render_card(replace(record, evaluation=None), "merged", repo=None, related={})
+
+
+def test_a_record_with_one_form_has_its_cards(record: Record) -> None:
+    only_delta = replace(record, merged=None)
+    assert "adapter" in render_card(only_delta, "delta", repo="me/d", related={})
+    assert "dataset" in render_card(only_delta, "direction", repo="me/v", related={})
+    with pytest.raises(EvaluationError, match="no merged form"):
+        render_card(only_delta, "merged", repo="me/m", related={})
+    assert "weights" in render_card(replace(record, delta=None), "merged", repo="m/m", related={})
 
 
 @pytest.mark.parametrize(
-    ("change", "field"),
-    [
-        ({"license": "freeware"}, "license"),
-        ({"license": "other"}, "license"),
-        ({"base_model": "not a repo"}, "base_model"),
-        ({"base_model_relation": "child"}, "base_model_relation"),
-        ({"base_model_relation": None}, "base_model_relation"),
-        ({"library_name": "numpy"}, "library_name"),
-        ({"pipeline_tag": None}, "pipeline_tag"),
-        ({"tags": ["a\nb"]}, "tags"),
-    ],
+    ("method", "cited"), [("som", "piras2025som"), ("leace", "belrose2023"), ("pca", "zou2023")]
 )
-def test_metadata_that_the_hub_would_reject(change: dict[str, object], field: str) -> None:
-    good = {
-        "license": "mit",
-        "base_model": "org/model",
-        "base_model_relation": "adapter",
-        "library_name": "peft",
-        "pipeline_tag": "text-generation",
-        "tags": ["a"],
-    }
-    check_metadata(good)
-    with pytest.raises(EvaluationError, match=f"card's {field} "):
-        check_metadata({**good, **change})
+def test_only_the_methods_used_are_cited(record: Record, method: str, cited: str) -> None:
+    used = replace(record, direction=replace(record.direction, method=method, rank=2))
+    text = render_card(used, "merged", repo="me/x", related={})
+    assert cited in text
+    assert cited not in render_card(record, "merged", repo="me/x", related={})
+    assert "2 directions" in text
+
+
+def test_a_direction_is_a_dataset_of_one(record: Record) -> None:
+    data = DatasetCard(render_card(record, "direction", repo="me/v", related={})).data
+    assert data.license == "apache-2.0"
+    assert data.size_categories == ["n<1K"]
+    assert "base_model" not in data.to_dict()
+
+
+def test_the_command_of_a_card_makes_the_same_recipe(record: Record) -> None:
+    asked = Recipe(
+        source="org/model",
+        revision="main",
+        positive="org/prompts:train#text",
+        negative="org/others:train#text",
+        sizes=SplitSizes(train=8, validation=4, test=4),
+        behaviour="two words",
+        methods=("svd", "som"),
+        rank=2,
+        strength=0.5,
+        layers=(1, 3),
+        seed=7,
+        dtype="bfloat16",
+        rounding="cancelling",
+        delta_profile="portable",
+        max_new_tokens=16,
+        random_draws=1,
+        trust_remote_code=True,
+    )
+    words = shlex.split(reproduce(replace(record, recipe=asked)))
+    assert words[:2] == ["abl-hub", "convert"]
+    context = convert.make_context("convert", words[2:])
+    known = {field.name for field in fields(Recipe)} | {"train", "validation", "test"}
+    options = {name: context.params[name] for name in known - {"source", "sizes"}}
+    assert recipe_of(context.params["source"], options) == replace(
+        asked,
+        revision="f" * 40,
+        positive=f"org/prompts@{'c' * 40}:train#text",
+        negative=f"org/others@{'c' * 40}:train#text",
+    )
 
 
 def test_a_record_survives_the_disk_and_a_foreign_one_is_refused(
@@ -289,7 +152,7 @@ def test_the_space_is_told_what_it_needs(record: Record) -> None:
     assert config["base_revision"] == "f" * 40
     assert [
         config["metrics"][0][key].split(" [")[0] for key in ("name", "base", "edited", "random")
-    ] == ["rate, prompts that show it", "0.98", "0.01", "0.97"]
+    ] == ["refusal, prompts that show it", "0.98", "0.01", "0.97"]
     readme = render_space_card(record, related={"delta": "me/delta"})
     front = yaml.safe_load(readme.split("---\n")[1])
     assert front["sdk"] == "gradio"

@@ -1,0 +1,45 @@
+"""The licence files of the base: kept with the direction, and put into whatever is published.
+
+Knows names of files and folders; what a licence asks is known to `abl_hub.hub.licence`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from abl_hub.errors import SourceError
+from abl_hub.hub.licence import notice_file
+from abl_hub.report.record import Record
+
+LEGAL = "licence"
+_NOTICE = "NOTICE"
+
+
+def keep_legal(source: Path, files: Iterable[str], out: Path) -> None:
+    """Copy the base's licence, notice and use-policy files to `out/licence`."""
+    for name in files:
+        (out / LEGAL).mkdir(exist_ok=True)
+        shutil.copyfile(source / name, out / LEGAL / name)
+
+
+def carry_legal(record: Record, out: Path, folder: Path) -> None:
+    """Put those files into `folder`, and the Notice that the licence wants if the base has none.
+
+    Raises:
+        SourceError: a file that the record names is not in `out`.
+    """
+    source = record.source
+    for name in source.licence_files:
+        kept = out / LEGAL / name
+        if not kept.is_file():
+            raise SourceError(
+                f"{kept} is missing",
+                why="the base's licence files go with whatever is made from it",
+                next_step=f"Run `abl-hub extract {source.name} -o {out}` again",
+            )
+        shutil.copyfile(kept, folder / name)
+    notice = notice_file(source.licence, source.licence_name)
+    if notice and not any(name.lower().startswith("notice") for name in source.licence_files):
+        (folder / _NOTICE).write_text(notice, encoding="utf-8")

@@ -19,7 +19,19 @@ if TYPE_CHECKING:
 Function = TypeVar("Function", bound=Callable[..., Any])
 Decorator = Callable[[Function], Function]
 
-_METHODS = ("projected", "difference", "winsorized", "pca", "leace", "svd", "som")
+_METHODS = (
+    "projected",
+    "difference",
+    "winsorized",
+    "pca",
+    "leace",
+    "svd",
+    "som",
+    "caa",
+    "rdo",
+    "cone",
+    "category",
+)
 
 
 def _layers(value: str | None) -> tuple[int, int] | None:
@@ -72,7 +84,7 @@ recipe_options = _all(
         type=click.IntRange(1),
         default=3,
         show_default=True,
-        help="Most directions that svd and som may remove together.",
+        help="Most directions that svd, som, cone and category may remove together.",
     ),
     click.option(
         "--strength",

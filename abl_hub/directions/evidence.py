@@ -6,8 +6,8 @@ for is never computed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -48,6 +48,7 @@ class Evidence:
 
     Args:
         rank: most directions that a method may propose to remove together.
+        categories: positive prompt → its category, where the prompt set carries them.
         behaviour_tokens: first tokens of replies that show the behaviour.
         seed: of every random choice that a method makes.
     """
@@ -56,6 +57,7 @@ class Evidence:
     contrast: Contrast
     means: Means
     behaviour_tokens: tuple[int, ...]
+    categories: Mapping[str, str] = field(default_factory=dict, repr=False)
     rank: int = 1
     seed: int = 0
     rows: int = 32

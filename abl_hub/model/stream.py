@@ -50,6 +50,37 @@ def adding(layers: nn.ModuleList, layer: int, vector: torch.Tensor) -> Iterator[
         handle.remove()
 
 
+@contextmanager
+def ablating(layers: nn.ModuleList, basis: torch.Tensor) -> Iterator[None]:
+    """Directional ablation between the blocks: h ← h − h basisᵀ basis before and after each one.
+
+    A stand-in for the edit while directions are looked for: within a block, attention's write
+    still reaches the MLP (Arditi et al. 2024, equation 4, takes it out there too).
+
+    Args:
+        basis: (k, width), orthonormal; gradients reach it.
+    """
+
+    def ablated(hidden: torch.Tensor) -> torch.Tensor:
+        rows = basis.to(hidden)
+        return hidden - (hidden @ rows.T) @ rows
+
+    def before(_module: nn.Module, inputs: Any, keywords: Any) -> Any:
+        if inputs:
+            return (ablated(inputs[0]), *inputs[1:]), keywords
+        return inputs, {**keywords, "hidden_states": ablated(keywords["hidden_states"])}
+
+    def after(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        return _replaced(output, ablated(_hidden(output)))
+
+    with ExitStack() as stack:
+        first = layers[0].register_forward_pre_hook(before, with_kwargs=True)
+        stack.callback(first.remove)
+        for layer in layers:
+            stack.callback(layer.register_forward_hook(after).remove)
+        yield
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Projection:
     """What is taken out of one parameter's writes y: y ← y − (y · readᵀ) remove.

@@ -98,6 +98,8 @@ class SelectionRecord:
     candidates: Mapping[str, tuple[Candidate, ...]]
     behaviour_tokens: tuple[str, ...]
     filtered: bool
+    category_cosines: Mapping[str, Mapping[str, float]] | None = None
+    """Between the directions of single categories, at the chosen layer."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from abl_hub.directions.evidence import Evidence
 from abl_hub.directions.means import Means, mean_activations
 from abl_hub.directions.methods import METHODS
+from abl_hub.directions.methods.category import category_directions, cosines
 from abl_hub.directions.proposal import Proposal
 from abl_hub.directions.selection import Ablation, Selection, behaviour_tokens, select, validate
 from abl_hub.edits.edit import remove
@@ -92,6 +93,9 @@ def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -
         contrast=prompts.contrast,
         means=means,
         behaviour_tokens=tokens,
+        categories=dict(
+            zip(prompts.positive.prompts, prompts.positive.categories or (), strict=False)
+        ),
         rank=recipe.rank,
         seed=recipe.seed,
         rows=runtime.rows,
@@ -153,6 +157,7 @@ def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -
             candidates={method: selected.candidates for method, selected in selections.items()},
             behaviour_tokens=tuple(chat.tokenizer.decode([token]) for token in validation.tokens),
             filtered=validation.filtered,
+            category_cosines=_category_cosines(evidence, chosen),
         ),
         strengths=strengths,
     )
@@ -192,6 +197,15 @@ def _rank(finalist: Finalist) -> tuple[float, bool, float]:
     # Whole replies count before first-token thresholds: a candidate that passes them all and leaves
     # the behaviour where it was is of no use.
     return (round(finalist.failures + finalist.damage, 2), not finalist.passed, finalist.kl)
+
+
+def _category_cosines(
+    evidence: Evidence, chosen: Selection
+) -> Mapping[str, Mapping[str, float]] | None:
+    """How the categories' directions lie to each other, if it was asked for them."""
+    if chosen.direction.method != "category":
+        return None
+    return cosines(category_directions(evidence), chosen.chosen.layer)
 
 
 def _direction(selection: Selection, means: Means) -> DirectionRecord:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from abl_hub.directions.contrast import SplitSizes, make_contrast
 from abl_hub.directions.evidence import Evidence, Samples
 from abl_hub.directions.means import Means, SideMeans, mean_activations
 from abl_hub.directions.methods import METHODS
+from abl_hub.directions.methods.category import category_directions, cosines
 from abl_hub.directions.methods.svd import spectrum
 from abl_hub.directions.proposal import Proposal
 from abl_hub.directions.selection import (
@@ -26,6 +28,7 @@ from abl_hub.directions.selection import (
 )
 from abl_hub.edits.edit import orthonormal, remove
 from abl_hub.edits.hooks import applied
+from abl_hub.errors import ContrastError
 from abl_hub.model.chat import load_chat_model
 from abl_hub.model.gains import gains
 from abl_hub.model.generate import next_token_log_probs
@@ -49,8 +52,16 @@ def evidence(demo: Path) -> Evidence:
         contrast=contrast,
         means=means,
         behaviour_tokens=behaviour_tokens(means),
-        rank=3,
+        # Harmless stand-ins: the demo's things fall into those that are spells and those that not.
+        categories={
+            prompt: "spell" if "spell" in prompt else "thing" for prompt, _ in asked.positive
+        },
+        rank=2,
     )
+
+
+def _category(prompt: str) -> str:
+    return "spell" if any(word in prompt for word in ("spell", "charm", "potion")) else "thing"
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +101,7 @@ def test_every_method_beats_random_directions(
     assert selected.chosen.bypass < min(random) - 0.2
 
 
-@pytest.mark.parametrize("method", ["projected", "winsorized", "pca", "svd", "som"])
+@pytest.mark.parametrize("method", ["projected", "winsorized", "pca", "svd", "som", "rdo"])
 def test_methods_that_keep_ordinary_prompts_pass_the_paper_s_thresholds(
     method: str, evidence: Evidence, validation: Validation, ablate: Ablation
 ) -> None:
@@ -98,7 +109,7 @@ def test_methods_that_keep_ordinary_prompts_pass_the_paper_s_thresholds(
         evidence.chat, METHODS[method](evidence), validation, method=method, ablate=ablate
     )
     assert selected.passed
-    assert selected.chosen.bypass < -4
+    assert selected.chosen.bypass < -3
     assert selected.chosen.induce > 0
 
 
@@ -182,3 +193,14 @@ def test_the_spectrum_tells_one_direction_from_many() -> None:
     assert one.shares[0] > 0.99
     assert one.effective_rank < 1.1
     assert many.effective_rank == pytest.approx(4.0)
+
+
+def test_categories_show_how_they_lie_to_each_other(evidence: Evidence) -> None:
+    found = category_directions(evidence)
+    assert set(found) == {"spell", "thing"}
+    table = cosines(found, 4)
+    assert table["spell"]["spell"] == pytest.approx(1.0)
+    # Both are refused alike in the demo model, so their directions are nearly one.
+    assert 0.8 < table["spell"]["thing"] < 0.999
+    with pytest.raises(ContrastError, match="categories"):
+        category_directions(replace(evidence, categories={}))

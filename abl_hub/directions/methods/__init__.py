@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from abl_hub.directions.evidence import Evidence
-from abl_hub.directions.methods import difference, leace, pca, projected, som, svd, winsorized
+from abl_hub.directions.methods import (
+    caa,
+    category,
+    difference,
+    leace,
+    pca,
+    projected,
+    rdo,
+    som,
+    svd,
+    winsorized,
+)
 from abl_hub.directions.proposal import Proposal
 
 Method = Callable[[Evidence], list[Proposal]]
@@ -18,4 +29,8 @@ METHODS: Mapping[str, Method] = {
     "leace": leace.propose,
     "svd": svd.propose,
     "som": som.propose,
+    "caa": caa.propose,
+    "rdo": rdo.propose,
+    "cone": rdo.propose_cone,
+    "category": category.propose,
 }

@@ -20,8 +20,7 @@ from abl_hub.model.generate import greedy_replies
 from abl_hub.model.stream import reading
 
 _PROMPTS = 48
-# As in the paper, where it is the letter of the answer; what follows is mostly wording.
-_ENDING_TOKENS = 1
+_ENDING_TOKENS = 16
 
 
 def propose(evidence: Evidence) -> list[Proposal]:

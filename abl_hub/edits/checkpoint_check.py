@@ -5,16 +5,13 @@ Where the model can be loaded, `abl_hub.model.check` measures the stream itself.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from abl_hub.edits.checkpoint import edit_factors
 from abl_hub.edits.edit import Edit
 from abl_hub.edits.keys import CheckpointTensors
-from abl_hub.edits.matrix import Rows
-from abl_hub.edits.rewrite import contract, squared_norm
+from abl_hub.edits.merged_files import edit_factors, share_along
 from abl_hub.edits.shards import CONFIG, open_shards, read_json
 
 
@@ -38,12 +35,7 @@ def checkpoint_residual(edit: Edit, folder: Path, *, model: PreTrainedModel) -> 
     for writer, strength in zip(edit.writers, edit.strengths, strict=True):
         if strength != 1:
             continue
-        read = factors[writer.parameter].read
-        read = read / read.norm(dim=1, keepdim=True)
+        change = factors[writer.parameter]
         for place in tensors.places_under(writer, writer.parameter):
-            rows = Rows.of(place.matrix, place.axis)
-            with place.matrix.codes.file.open("rb", buffering=0) as file:
-                along = float(contract(rows, read, file).norm())
-                whole = math.sqrt(squared_norm(rows, file))
-            worst = max(worst, along / whole if whole else 0.0)
+            worst = max(worst, share_along(place, change, place.matrix.codes.file))
     return worst

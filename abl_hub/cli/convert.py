@@ -33,6 +33,12 @@ from abl_hub.cli.publish import publish_options, target_of
 @keep_option
 @click.option("--dry-run", is_flag=True, help="Say what would be read, written and pushed.")
 @click.option("--push", "push_", is_flag=True, help="Publish the result, privately.")
+@click.option(
+    "--stream",
+    is_flag=True,
+    help="With --push: upload each merged shard as it is made and delete it, so that the merged "
+    "model is never whole on disk. The edit is then evaluated as hooks.",
+)
 @publish_options
 @recipe_options
 @runtime_options
@@ -47,6 +53,7 @@ def convert(
     keep_completions: bool,
     dry_run: bool,
     push_: bool,
+    stream: bool,
     **options: Any,
 ) -> None:
     """Make merged weights, a PEFT delta and cards from SOURCE, a Hub id or a local folder.
@@ -54,6 +61,7 @@ def convert(
     \b
     abl-hub convert org/model
     abl-hub convert org/model --push
+    abl-hub convert org/model --push --stream
     abl-hub convert ./model --positive refused.jsonl --negative answered.jsonl -o out
     """
     from abl_hub.cli.show import show_plan, show_record
@@ -62,12 +70,16 @@ def convert(
     command = command_line()
     runtime = runtime_of(output, options)
     target = target_of(options)
+    if stream and not (push_ and "merged" in target.parts):
+        raise click.UsageError("--stream needs --push, and a merged model to push")
     recipe = recipe_of(source, options)
     folder = out or Path(f"{Path(source).name}-abliterated")
     if dry_run:
         from abl_hub.stages.plan import plan
 
-        show_plan(output, plan(recipe, folder, runtime, target=target if push_ else None))
+        show_plan(
+            output, plan(recipe, folder, runtime, target=target if push_ else None, stream=stream)
+        )
         return
     record = run(
         recipe,
@@ -76,10 +88,13 @@ def convert(
         command=command,
         overwrite=overwrite,
         keep_completions=keep_completions,
+        stream=stream,
     )
     if not push_:
         show_record(output, record, folder)
         return
+    from abl_hub.report.record import load_record
     from abl_hub.stages.push import push
 
-    show_record(output, record, folder, push(folder, runtime, target))
+    pushed = push(folder, runtime, target)
+    show_record(output, load_record(folder), folder, pushed)

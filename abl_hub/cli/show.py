@@ -55,8 +55,11 @@ def show_record(output: Output, record: Record, out: Path, pushed: Pushed | None
     output.line()
     if record.evaluation is not None:
         _evaluation_lines(output, record.evaluation)
+        if record.evaluated_form == "hooks":
+            output.line("Evaluated as hooks on the base: the merged model is not on this disk")
     output.line()
-    output.line(f"Wrote {out}: merged/, delta/, direction.safetensors, record.json")
+    merged = "merged/, " if (out / "merged").is_dir() else ""
+    output.line(f"Wrote {out}: {merged}delta/, direction.safetensors, record.json")
     document = {**_document(record), "out": str(out), "published": []}
     if pushed is not None:
         _pushed_lines(output, pushed)
@@ -89,10 +92,15 @@ def _agreement_lines(output: Output, record: Record) -> None:
         f"Edit: {record.edit.exactness}, {edited} of {len(record.edit.writers)} writers; "
         f"{agreement.residual:.1e} of the stream is left along the direction"
     )
+    pairs = (
+        ("hooks-merged", agreement.hooks_merged),
+        ("hooks-delta", agreement.hooks_delta),
+        ("merged-delta", agreement.merged_delta),
+    )
     output.line(
         "Agreement on real prompts (largest logit difference; base to edited is "
-        f"{agreement.base_hooks:.2g}): hooks-merged {agreement.hooks_merged:.1e}, "
-        f"hooks-delta {agreement.hooks_delta:.1e}, merged-delta {agreement.merged_delta:.1e}"
+        f"{agreement.base_hooks:.2g}): "
+        + ", ".join(f"{name} {apart:.1e}" for name, apart in pairs if apart is not None)
     )
 
 

@@ -76,9 +76,19 @@ def write_merged(
         OutputError: `out` is taken, or the disk is full.
     """
     files = MergedFiles(edit, source, model=model, rounding=rounding, untie=untie)
+    return write_files(files, out, progress=progress)
+
+
+def write_files(files: MergedFiles, out: Path, *, progress: Progress = SILENT) -> Merged:
+    """Write all of an edited checkpoint's files as the new folder `out`.
+
+    Raises:
+        EditError: a weight that holds NaN or infinity.
+        OutputError: `out` is taken, or the disk is full.
+    """
     with staging(out) as stage, ThreadPoolExecutor(1) as hashing:
         try:
-            if not _can_clone(source, stage):
+            if not _can_clone(files.source, stage):
                 check_space(out, files.plan.bytes_written + _SPARE_BYTES)
             hashes = []
             with progress.stage("Writing the checkpoint", files.source_bytes) as advance:

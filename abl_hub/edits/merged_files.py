@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from transformers import PreTrainedModel
 
 from abl_hub.edits.companions import companions, json_text, untied
@@ -26,6 +27,8 @@ from abl_hub.edits.rewrite import contract, rewrite, squared_norm
 from abl_hub.edits.safetensors_file import header_bytes
 from abl_hub.edits.shards import CONFIG, INDEX, SINGLE, Shards, open_shards, read_json, real_file
 from abl_hub.edits.staging import clone, copy_range
+from abl_hub.errors import EditError
+from abl_hub.model.check import residual_limit
 from abl_hub.model.gains import gains_from_tensors
 from abl_hub.progress import Advance
 
@@ -74,10 +77,6 @@ class MergedFiles:
         edited = [writer for writer in edit.writers if writer.parameter in self._changes]
         self.source, self.rounding = source, rounding
         self.plan = plan_tensors(tensors, model, edited, untie=untie)
-        self._strengths = {
-            writer.parameter: strength
-            for writer, strength in zip(edit.writers, edit.strengths, strict=True)
-        }
         new_heads = [head for head in self.plan.heads if not head.stored]
         shard_names = _shard_names(shards, bool(new_heads))
         places = by_file(self.plan.places)
@@ -122,20 +121,28 @@ class MergedFiles:
         """Whether a shard is, byte for byte, the source's of the same name."""
         return name in self._places and not self._places[name] and (self.source / name).exists()
 
-    def residual(self, name: str, file: Path) -> float:
-        """The largest share of a written shard's writers along the directions.
+    def check(self, name: str, file: Path) -> float:
+        """Measure a written shard against the algebra: how far its writers are from W − U (V · W).
 
-        max ‖v · W‖ / (‖v‖ ‖W‖); a random direction holds about 1 / √width. 0 where the shard has
-        no writer of strength 1: something has to stay of the others.
+        max ‖V · (written − wanted)‖ / (‖V‖ ‖W‖) over its writers; what rounding leaves is far below
+        the 1 / √width that a random direction holds. 0 where the shard has no writer.
+
+        Raises:
+            EditError: it is more than rounding can leave.
         """
-        return max(
-            (
-                share_along(place, self._changes[place.writer.parameter], file)
-                for place in self._places.get(name, ())
-                if self._strengths[place.writer.parameter] == 1
-            ),
-            default=0.0,
-        )
+        worst = 0.0
+        for place in self._places.get(name, ()):
+            apart = _apart_along(place, self._changes[place.writer.parameter], file)
+            limit = residual_limit(torch.float16 if place.matrix.format else torch.float32)
+            if not apart <= limit:
+                raise EditError(
+                    f"The edited {place.matrix.key} fails its own check",
+                    why=f"along the direction it is {apart:.1e} from what it should be "
+                    f"(limit {limit:.0e})",
+                    next_step="Report the architecture",
+                )
+            worst = max(worst, apart)
+        return worst
 
     def _write_shard(
         self, source: Path, places: Sequence[Place], target: Path, advance: Advance
@@ -153,6 +160,19 @@ def edit_factors(
         for writer, strength in zip(edit.writers, edit.strengths, strict=True)
         if strength != 0
     }
+
+
+def _apart_along(place: Place, change: Factors, file: Path) -> float:
+    """How far a written weight is from the edited one along what is read, as a share of it."""
+    rows = Rows.of(place.matrix, place.axis)
+    with place.matrix.codes.file.open("rb", buffering=0) as opened:
+        before = contract(rows, change.read, opened).flatten(1)
+        whole = math.sqrt(squared_norm(rows, opened))
+    with file.open("rb", buffering=0) as opened:
+        after = contract(rows, change.read, opened).flatten(1)
+    wanted = before - change.read @ change.remove.T @ before
+    apart = float(((after - wanted) / change.read.norm(dim=1, keepdim=True)).norm())
+    return apart / whole if whole else apart
 
 
 def share_along(place: Place, change: Factors, file: Path) -> float:

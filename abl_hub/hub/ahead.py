@@ -20,13 +20,13 @@ class Ahead:
 
     Attributes:
         operations: path → what the commit must hold, of files given to `send_file`.
-        sent: path → bytes, of everything that was uploaded.
+        sent: paths of everything that was uploaded.
     """
 
     def __init__(self, repo: Repository, *, create_pr: bool = False) -> None:
         self.repo, self.create_pr = repo, create_pr
         self.operations: dict[str, CommitOperationAdd] = {}
-        self.sent: dict[str, int] = {}
+        self.sent: set[str] = set()
 
     def send_file(self, path: str, file: Path) -> None:
         """Upload `file`; it may be deleted afterwards.
@@ -45,11 +45,15 @@ class Ahead:
             )
         self.operations[path] = operation
 
-    def send(self, operation: CommitOperationAdd, *, keep: bool = True) -> None:
-        """Upload one file. `keep`: it stays readable, for another try at the commit."""
+    def send(self, operation: CommitOperationAdd, *, keep: bool = True) -> bool:
+        """Upload one file, if it was not; whether it was now.
+
+        Args:
+            keep: it stays readable, for another try at the commit.
+        """
         path = operation.path_in_repo
         if path in self.sent:
-            return
+            return False
         self.repo.api.preupload_lfs_files(
             self.repo.name,
             [operation],
@@ -58,4 +62,5 @@ class Ahead:
             num_threads=1,
             free_memory=not keep,
         )
-        self.sent[path] = operation.upload_info.size
+        self.sent.add(path)
+        return True

@@ -28,19 +28,27 @@ class Payload:
     Args:
         files: a folder (hidden files are left out), or path in the repository → file.
         token: the user's, which must not be among the files.
+        ahead: operations on files that were uploaded already and are no longer here.
 
     Raises:
         HubError: nothing to publish, a pickle, or the token.
     """
 
-    def __init__(self, files: Path | Mapping[str, Path], *, token: str | None) -> None:
+    def __init__(
+        self,
+        files: Path | Mapping[str, Path],
+        *,
+        token: str | None,
+        ahead: Mapping[str, CommitOperationAdd] | None = None,
+    ) -> None:
         paths = _collect(files)
         _refuse_token(paths, token)
         self.operations = {
             path: CommitOperationAdd(path_in_repo=path, path_or_fileobj=str(file))
             for path, file in paths.items()
         }
-        manifest = json.dumps({"files": sorted(paths)}, indent=1).encode() + b"\n"
+        self.operations |= ahead or {}
+        manifest = json.dumps({"files": sorted(self.operations)}, indent=1).encode() + b"\n"
         self.operations[MANIFEST] = CommitOperationAdd(MANIFEST, manifest)
 
     @property

@@ -73,6 +73,7 @@ def publish(
     endpoint: str | None = None,
     commit_message: str,
     space_sdk: str | None = None,
+    ahead: Ahead | None = None,
     progress: Progress = SILENT,
     backoff: Backoff | None = None,
 ) -> Published:
@@ -86,6 +87,7 @@ def publish(
         private: False makes the repository public at the end, also one that was private.
         create_pr: propose the commit to a repository that exists. An open pull request with the
             same content is taken instead of a new one.
+        ahead: files that were uploaded already, for this commit.
 
     Raises:
         HubError: no permission, a public repository where a private one is asked for, invalid
@@ -94,13 +96,14 @@ def publish(
     if gated is not None and kind == "space":
         raise HubError(f"{repo_id} cannot be gated", why="the Hub gates models and data sets only")
     repo = Repository(repo_id, kind, token=token, endpoint=endpoint, backoff=backoff)
-    payload = Payload(files, token=token or get_token())
+    ahead = ahead or Ahead(repo, create_pr=create_pr)
+    payload = Payload(files, token=token or get_token(), ahead=ahead.operations)
     with repo.translated(), client_bars_silenced():
         card = payload.text(_README)
         if card is not None:
             repo.check_card(card)
         was_private = repo.prepare(private=private, create_pr=create_pr, space_sdk=space_sdk)
-        push = _Push(repo, payload, create_pr=create_pr)
+        push = _Push(repo, payload, ahead)
         with progress.stage(f"Uploading {repo_id}", payload.size_bytes) as advance:
             commit, changed, url = push.commit(commit_message, advance)
         push.verify(commit)
@@ -133,7 +136,7 @@ def plan_publish(
     """
     repo = Repository(repo_id, kind, token=token, endpoint=endpoint)
     payload = Payload(files, token=token or get_token())
-    push = _Push(repo, payload)
+    push = _Push(repo, payload, Ahead(repo))
     with repo.translated():
         exists = repo.existing_is_private(private=private) is not None
         head = repo.head() if exists else ""
@@ -153,9 +156,9 @@ def plan_publish(
 class _Push:
     """A payload on its way into one commit; every step can be repeated."""
 
-    def __init__(self, repo: Repository, payload: Payload, *, create_pr: bool = False) -> None:
-        self.repo, self.payload, self.create_pr = repo, payload, create_pr
-        self.ahead = Ahead(repo, create_pr=create_pr)
+    def __init__(self, repo: Repository, payload: Payload, ahead: Ahead) -> None:
+        self.repo, self.payload, self.ahead = repo, payload, ahead
+        self.create_pr = ahead.create_pr
 
     def commit(self, message: str, advance: Advance) -> tuple[str, bool, str]:
         """Commit what differs: (commit, whether one was made, address).
@@ -167,7 +170,10 @@ class _Push:
         first_head = repo.backoff.run(repo.head)
         proposed = repo.backoff.run(self.same_proposals) if self.create_pr else {}
 
+        uploaded = 0
+
         def attempt() -> tuple[str, bool, str]:
+            nonlocal uploaded
             head = repo.head()
             remote = repo.remote_files(head)
             changes, leftovers = self.payload.changes(remote), self.leftovers(remote, head)
@@ -177,9 +183,9 @@ class _Push:
                 for commit, url in (proposed or self.same_proposals()).items():
                     return commit, commit not in proposed, url
             for path in filter(is_large, changes):
-                before = len(self.ahead.sent)
-                self.ahead.send(operations[path])
-                advance(self.payload.size_of(path) * (len(self.ahead.sent) - before))
+                if self.ahead.send(operations[path]):
+                    uploaded += self.payload.size_of(path)
+                    advance(self.payload.size_of(path))
             done = repo.api.create_commit(
                 repo.name,
                 [operations[path] for path in changes]
@@ -192,7 +198,7 @@ class _Push:
             return done.oid, True, done.pr_url or repo.url
 
         done = repo.backoff.run(attempt)
-        advance(self.payload.size_bytes - sum(self.ahead.sent.values()))
+        advance(self.payload.size_bytes - uploaded)
         return done
 
     def leftovers(self, remote: Mapping[str, RepoFile], revision: str) -> list[str]:

@@ -95,7 +95,9 @@ class Repository:
             )
         return found
 
-    def prepare(self, *, private: bool, create_pr: bool, space_sdk: str | None) -> bool:
+    def prepare(
+        self, *, private: bool, create_pr: bool = False, space_sdk: str | None = None
+    ) -> bool:
         """Have a repository to commit to; whether it is private now."""
         is_private = self.existing_is_private(private=private)
         if is_private is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -167,6 +167,8 @@ class FormRecord:
     files: tuple[FileRecord, ...]
     notes: tuple[str, ...]
     profile: str | None = None
+    streamed: bool = False
+    """It went to the Hub shard by shard and was never whole on this disk."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +183,8 @@ class AgreementRecord:
     base_hooks: float
     """The same between base and edited: what there is to agree on."""
     residual: float
-    """max |r · h| / |h| over all layers of the merged model; 0 is exact."""
+    """max |r · h| / |h| over all layers of the merged model; 0 is exact. Where `hooks_merged` is
+    None there was no merged model to load, and it was measured under the hooks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +208,8 @@ class Record:
     delta: FormRecord | None = None
     agreement: AgreementRecord | None = None
     evaluation: Evaluation | None = None
+    evaluated_form: Literal["merged", "hooks"] = "merged"
+    """Which form of the edit was evaluated: what is shipped, or the same edit at runtime."""
 
 
 _CHECKED: TypeAdapter[Record] = TypeAdapter(Record)

@@ -7,17 +7,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import torch
 from peft import PeftModel
 
 from abl_hub.directions.direction import Direction
-from abl_hub.edits.checkpoint import Merged, WrittenFile, write_merged
+from abl_hub.edits.checkpoint import write_files
 from abl_hub.edits.delta import write_delta
 from abl_hub.edits.delta_products import products_of_checkpoint
 from abl_hub.edits.edit import Edit, Gains
 from abl_hub.edits.hooks import applied
 from abl_hub.edits.keys import CheckpointTensors
+from abl_hub.edits.merged_files import MergedFiles
 from abl_hub.edits.shards import CONFIG, open_shards, read_json
 from abl_hub.errors import EditError
 from abl_hub.model.chat import ChatModel
@@ -29,7 +31,6 @@ from abl_hub.model.trace import trace_writers
 from abl_hub.report.record import (
     AgreementRecord,
     EditRecord,
-    FileRecord,
     FormRecord,
     Record,
     WriterRecord,
@@ -38,15 +39,19 @@ from abl_hub.report.record import (
 )
 from abl_hub.stages.edit import recorded_edit
 from abl_hub.stages.extract import DIRECTION
+from abl_hub.stages.forms import exactness, file_records, merged_record
 from abl_hub.stages.inputs import few_prompts, load_recorded, recorded_prompts, recorded_source
 from abl_hub.stages.runtime import Runtime
 
-MERGED = "merged"
-DELTA = "delta"
+MERGED: Final = "merged"
+DELTA: Final = "delta"
 
 
-def apply(out: Path, runtime: Runtime) -> Record:
+def apply(out: Path, runtime: Runtime, *, merged: bool = True) -> Record:
     """Write `out/merged` and `out/delta`, check both, and add them to the record.
+
+    Args:
+        merged: False leaves the merged model out: `push` then makes it shard by shard.
 
     Raises:
         SourceError: the source has changed since `extract`.
@@ -55,27 +60,15 @@ def apply(out: Path, runtime: Runtime) -> Record:
     """
     record = load_record(out)
     recipe = record.recipe
-    direction = Direction.load(out / DIRECTION)
-    if direction.digest != record.direction.digest:
-        raise EditError(
-            f"{out / DIRECTION} is not the direction of the record",
-            next_step="Run `abl-hub extract` again",
-        )
     asked = few_prompts(recorded_prompts(record, runtime))
     source = recorded_source(record, runtime)
     blueprint = meta_model(source.folder, trust_remote_code=recipe.trust_remote_code)
     trace = trace_writers(blueprint)
-    edit = recorded_edit(record, direction, trace)
+    edit = recorded_edit(record, recorded_direction(record, out), trace)
     for form in (MERGED, DELTA):
         shutil.rmtree(out / form, ignore_errors=True)
-    merged = write_merged(
-        edit,
-        source.folder,
-        out / MERGED,
-        model=blueprint,
-        rounding=recipe.rounding,
-        progress=runtime.progress,
-    )
+    files = MergedFiles(edit, source.folder, model=blueprint, rounding=recipe.rounding)
+    written = write_files(files, out / MERGED, progress=runtime.progress) if merged else None
     tensors = CheckpointTensors(
         blueprint, open_shards(source.folder).tensors, read_json(source.folder, CONFIG)
     )
@@ -103,7 +96,7 @@ def apply(out: Path, runtime: Runtime) -> Record:
         edit=EditRecord(
             digest=edit.digest,
             rank=edit.rank,
-            exactness=_exactness(edit, merged),
+            exactness=exactness(edit, changes_head=files.plan.changes_head),
             writers=tuple(
                 WriterRecord(
                     parameter=writer.parameter,
@@ -116,13 +109,28 @@ def apply(out: Path, runtime: Runtime) -> Record:
             ),
             rounding=recipe.rounding,
         ),
-        merged=FormRecord(files=_files(merged.files), notes=_notes(merged)),
-        delta=FormRecord(files=_files(delta.files), notes=delta.notes, profile=delta.profile),
+        merged=merged_record(written) if written else None,
+        delta=FormRecord(files=file_records(delta.files), notes=delta.notes, profile=delta.profile),
         agreement=agreement,
         evaluation=None,
     )
     save_record(record, out)
     return record
+
+
+def recorded_direction(record: Record, out: Path) -> Direction:
+    """The direction in `out`.
+
+    Raises:
+        EditError: it is not that of the record.
+    """
+    direction = Direction.load(out / DIRECTION)
+    if direction.digest != record.direction.digest:
+        raise EditError(
+            f"{out / DIRECTION} is not the direction of the record",
+            next_step="Run `abl-hub extract` again",
+        )
+    return direction
 
 
 def _agreement(
@@ -134,14 +142,29 @@ def _agreement(
     record: Record,
     runtime: Runtime,
 ) -> AgreementRecord:
-    """Next-token logits of base, hooks, delta and merged on real prompts, one model at a time."""
+    """Next-token logits of base, hooks, delta and merged on real prompts, one model at a time.
+
+    Where there is no merged model, what is left along the directions is measured under the hooks.
+    """
     load = partial(load_recorded, recipe=record.recipe, runtime=runtime)
+
+    def left_along(chat: ChatModel) -> float:
+        return max(
+            residual(
+                chat.model,
+                torch.tensor([chat.prompt_tokens(prompt)], device=chat.device),
+                edit.directions,
+            )
+            for prompt in prompts
+        )
+
     with runtime.progress.stage("Comparing hooks, delta and merged", 4) as advance:
         chat = load(source)
         base = next_token_logits(chat, prompts)
         advance(1)
         with applied(edit, chat.model, between):
-            hooks = next_token_logits(chat, prompts)
+            hooks, left = next_token_logits(chat, prompts), left_along(chat)
+        dtype = chat.model.dtype
         advance(1)
         wrapped = PeftModel.from_pretrained(chat.model, str(out / DELTA))
         delta = next_token_logits(
@@ -149,18 +172,12 @@ def _agreement(
         )
         advance(1)
         del chat, wrapped
-        merged_chat = load(out / MERGED)
-        merged = next_token_logits(merged_chat, prompts)
-        left = max(
-            residual(
-                merged_chat.model,
-                torch.tensor([merged_chat.prompt_tokens(prompt)], device=merged_chat.device),
-                edit.directions,
-            )
-            for prompt in prompts
-        )
+        merged = None
+        if (out / MERGED).is_dir():
+            chat = load(out / MERGED)
+            merged, left = next_token_logits(chat, prompts), left_along(chat)
         advance(1)
-    limit = residual_limit(merged_chat.model.dtype)
+    limit = residual_limit(dtype)
     if all(strength == 1.0 for strength in edit.strengths) and left > limit:
         raise EditError(
             "The edited model fails its own check",
@@ -169,9 +186,9 @@ def _agreement(
         )
     return AgreementRecord(
         prompts=len(prompts),
-        hooks_merged=_apart(hooks, merged),
+        hooks_merged=None if merged is None else _apart(hooks, merged),
         hooks_delta=_apart(hooks, delta),
-        merged_delta=_apart(merged, delta),
+        merged_delta=None if merged is None else _apart(merged, delta),
         base_hooks=_apart(base, hooks),
         residual=left,
     )
@@ -179,31 +196,3 @@ def _agreement(
 
 def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).abs().max())
-
-
-def _notes(merged: Merged) -> tuple[str, ...]:
-    notes = []
-    if merged.untied:
-        notes.append("the output head has its own, unedited matrix now (it was tied)")
-    if merged.left_alone_keys:
-        notes.append(
-            f"{len(merged.left_alone_keys)} tensors are no part of the model that transformers "
-            "builds (multi-token prediction, old buffers) and were copied as they are"
-        )
-    return tuple(notes)
-
-
-def _exactness(edit: Edit, merged: Merged) -> str:
-    if any(strength != 1.0 for strength in edit.strengths):
-        return "partial"
-    if merged.changes_head:
-        return "head changed"
-    if any(writer.rescaled for writer in edit.writers):
-        return "exact null, rescaled"
-    return "exact"
-
-
-def _files(files: Sequence[WrittenFile]) -> tuple[FileRecord, ...]:
-    return tuple(
-        FileRecord(path=file.path, sha256=file.sha256, size_bytes=file.size_bytes) for file in files
-    )

@@ -35,6 +35,28 @@ def write_cards(
         EvaluationError: the record has no evaluation yet.
         SourceError: the base's licence files are not there.
     """
+    (out / ALONE).mkdir(exist_ok=True)
+    return tuple(
+        write_card(out, kind, out / kind, repos, gate_prompt=gate_prompt)
+        for kind in kinds(load_record(out))
+        if (out / kind).is_dir()  # a merged model that is streamed is not
+    )
+
+
+def write_card(
+    out: Path,
+    kind: Kind,
+    folder: Path,
+    repos: Mapping[str, str] | None = None,
+    *,
+    gate_prompt: str | None = None,
+) -> Path:
+    """Write README.md, plots, record, direction and licence files of one artifact into `folder`.
+
+    Raises:
+        EvaluationError: the record has no evaluation yet.
+        SourceError: the base's licence files are not there.
+    """
     record = load_record(out)
     if record.evaluation is None:
         raise EvaluationError(
@@ -42,21 +64,16 @@ def write_cards(
             why="a card without numbers says nothing",
             next_step=f"Run `abl-hub evaluate {out}` first",
         )
-    (out / ALONE).mkdir(exist_ok=True)
-    written = []
-    for kind in kinds(record):
-        folder = out / kind
-        plots = folder / PLOTS
-        plots.mkdir(exist_ok=True)
-        candidates_plot(record, plots / "candidates.png")
-        deltas_plot(record, plots / "deltas.png")
-        for name in (RECORD, DIRECTION):
-            shutil.copyfile(out / name, folder / name)
-        carry_legal(record, out, folder)
-        card = folder / README
-        card.write_text(_card(record, kind, dict(repos or {}), gate_prompt), encoding="utf-8")
-        written.append(card)
-    return tuple(written)
+    plots = folder / PLOTS
+    plots.mkdir(exist_ok=True)
+    candidates_plot(record, plots / "candidates.png")
+    deltas_plot(record, plots / "deltas.png")
+    for name in (RECORD, DIRECTION):
+        shutil.copyfile(out / name, folder / name)
+    carry_legal(record, out, folder)
+    card = folder / README
+    card.write_text(_card(record, kind, dict(repos or {}), gate_prompt), encoding="utf-8")
+    return card
 
 
 def kinds(record: Record) -> tuple[Kind, ...]:

@@ -24,6 +24,7 @@ def convert(
     overwrite: bool = False,
     keep_completions: bool = False,
     references: Mapping[str, str] | None = None,
+    stream: bool = False,
 ) -> Record:
     """Source to direction, edit, evaluation and cards, in `out`.
 
@@ -36,6 +37,8 @@ def convert(
         overwrite: replace an earlier output.
         keep_completions: write the judged replies to `out/completions.jsonl` (never pushed).
         references: prompt → the exactly right reply, where it is known.
+        stream: leave the merged model to `push`, which sends it shard by shard; the edit is then
+            evaluated as hooks.
 
     Raises:
         AblHubError: one of its kinds; see `abl_hub.errors`.
@@ -49,7 +52,7 @@ def convert(
     else:
         record = extract(recipe, partial, runtime, command=command)
     if record.agreement is None:
-        record = apply(partial, runtime)
+        record = apply(partial, runtime, merged=not stream)
     if record.evaluation is None:
         record = evaluate(
             partial, runtime, references=references, keep_completions=keep_completions

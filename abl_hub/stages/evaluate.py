@@ -1,6 +1,8 @@
 """Stage 3: what the written edit does on held-out prompts, before, after and under control.
 
-What is measured is the merged model, read back from disk: the one that is shipped.
+What is measured is the merged model, read back from disk: the one that is shipped. Where there is
+none because it will be streamed to the Hub, the same edit is measured as hooks, and the record says
+so.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ def evaluate(
     references: Mapping[str, str] | None = None,
     keep_completions: bool = False,
 ) -> Record:
-    """Evaluate `out/merged` against the base and add the numbers to the record.
+    """Evaluate `out/merged`, or the edit as hooks, against the base, and add it to the record.
 
     Args:
         references: prompt → the exactly right reply, where it is known.
@@ -53,10 +55,11 @@ def evaluate(
         SourceError, ContrastError: source or prompts have changed since `extract`.
     """
     record = load_record(out)
-    if record.merged is None or not (out / MERGED).is_dir():
+    if record.edit is None:
         raise EvaluationError(
             f"{out} holds no merged model", next_step=f"Run `abl-hub apply {out}` first"
         )
+    merged = (out / MERGED).is_dir()
     recipe = record.recipe
     direction = Direction.load(out / DIRECTION)
     source = recorded_source(record, runtime)
@@ -74,6 +77,10 @@ def evaluate(
     def added(vector: torch.Tensor) -> AbstractContextManager[None]:
         return adding(base.layers, direction.layer, vector)
 
+    if merged:
+        edited = Subject(chat=load_recorded(out / MERGED, recipe, runtime))
+    else:
+        edited = Subject(chat=base, active=partial(applied, fitted, base.model, between))
     controls = random_subspaces(direction.width, direction.rank, recipe.random_draws, recipe.seed)
     replies: list[dict[str, str]] = []
 
@@ -90,7 +97,7 @@ def evaluate(
             references=references or {},
         ),
         base=Subject(chat=base),
-        edited=Subject(chat=load_recorded(out / MERGED, recipe, runtime)),
+        edited=edited,
         random=[Subject(chat=base, active=partial(without, basis)) for basis in controls],
         induced=Subject(chat=base, active=partial(added, direction.addition)),
         induced_random=Subject(chat=base, active=partial(added, direction.norm * controls[0][0])),
@@ -101,7 +108,7 @@ def evaluate(
     if keep_completions:
         lines = (json.dumps(reply, ensure_ascii=False) for reply in replies)
         (out / COMPLETIONS).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    record = replace(record, evaluation=evaluation)
+    record = replace(record, evaluation=evaluation, evaluated_form="merged" if merged else "hooks")
     save_record(record, out)
     return record
 

@@ -7,7 +7,6 @@ prompts and must say what they say from this disk. The download is removed after
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +39,7 @@ class LoadedBack:
         files: files whose bytes are those of the record and of this disk.
         prompts: validation prompts that the models were run on.
         merged_apart: largest difference of next-token logits between the merged model as
-            downloaded and on disk; None if it was not published.
+            downloaded and on disk; None if it was not published, or streamed.
         delta_apart: the same for base plus delta.
     """
 
@@ -54,7 +53,6 @@ class LoadedBack:
 class Reference:
     """What is needed to judge a published artifact, collected before anything is published."""
 
-    record: Record
     prompts: tuple[str, ...]
     source: Source | None
 
@@ -67,7 +65,8 @@ def reference(record: Record, parts: Sequence[str], out: Path, runtime: Runtime)
         SourceError, ContrastError: source or prompts have changed since `extract`.
         OutputError: no room for the download.
     """
-    for part in parts:
+    here = [part for part in parts if (out / part).is_dir()]
+    for part in here:
         for path, recorded in _recorded(record, part).items():
             if not (out / part / path).is_file() or _sha256(out / part / path) != recorded:
                 raise HubError(
@@ -76,39 +75,49 @@ def reference(record: Record, parts: Sequence[str], out: Path, runtime: Runtime)
                     next_step=f"Run `abl-hub apply {out}` again",
                 )
     prompts: tuple[str, ...] = ()
-    if MERGED in parts or DELTA in parts:
+    if MERGED in here or DELTA in here:
         prompts = few_prompts(recorded_prompts(record, runtime))
-    sizes = (file.stat().st_size for part in parts for file in (out / part).rglob("*"))
+    sizes = (file.stat().st_size for part in here for file in (out / part).rglob("*"))
     check_space(out, sum(sizes))
-    source = recorded_source(record, runtime) if DELTA in parts else None
-    return Reference(record=record, prompts=prompts, source=source)
+    source = None
+    if DELTA in parts or (MERGED in parts and MERGED not in here):
+        source = recorded_source(record, runtime)
+    return Reference(prompts=prompts, source=source)
 
 
 def load_back(
-    out: Path, published: Mapping[str, Published], reference: Reference, runtime: Runtime
+    record: Record,
+    folders: Mapping[str, Path],
+    published: Mapping[str, Published],
+    reference: Reference,
+    scratch: Path,
+    runtime: Runtime,
 ) -> LoadedBack:
-    """Fetch what was published at its new commit and compare it with the record and with `out`.
+    """Fetch what was published at its new commit and compare it with the record and what is here.
+
+    A merged model that was streamed is fetched as it was sent, one shard at a time, and compared by
+    its bytes; it cannot be loaded, because it is never whole on this disk.
 
     Args:
+        folders: part → its files here.
         published: part → where it is now.
+        scratch: an empty folder for the download, which the caller removes.
 
     Raises:
         HubError: something differs, or the Hub failed.
     """
-    home = out.resolve()
-    with (
-        tempfile.TemporaryDirectory(prefix=f".{home.name}.load-back-", dir=home.parent) as scratch,
-        runtime.progress.stage("Loading back", len(published) + len(_models(published))) as advance,
-    ):
+    back = _Back(record, folders, published, reference, scratch, runtime)
+    loaded = [part for part in (MERGED, DELTA) if part in published]
+    if record.merged is not None and record.merged.streamed and MERGED in loaded:
+        loaded.remove(MERGED)
+    with runtime.progress.stage("Loading back", len(published) + len(loaded)) as advance:
         files = 0
-        for part, item in published.items():
-            files += _compare_files(home / part, part, item, Path(scratch), reference, runtime)
+        for part in published:
+            files += back.compare_files(part, keep=part in loaded)
             advance(1)
         apart: dict[str, float] = {}
-        for part in _models(published):
-            here, there = home / part, Path(scratch) / part
-            measure = _merged_apart if part == MERGED else _delta_apart
-            apart[part] = measure(here, there, published[part], reference, runtime)
+        for part in loaded:
+            apart[part] = back.merged_apart() if part == MERGED else back.delta_apart()
             advance(1)
     return LoadedBack(
         files=files,
@@ -118,32 +127,59 @@ def load_back(
     )
 
 
-def _models(published: Mapping[str, Published]) -> list[str]:
-    return [part for part in (MERGED, DELTA) if part in published]
+@dataclass(frozen=True)
+class _Back:
+    """What `load_back` was given."""
 
+    record: Record
+    folders: Mapping[str, Path]
+    published: Mapping[str, Published]
+    reference: Reference
+    scratch: Path
+    runtime: Runtime
 
-def _compare_files(
-    here: Path,
-    part: str,
-    item: Published,
-    scratch: Path,
-    reference: Reference,
-    runtime: Runtime,
-) -> int:
-    """Download a part into `scratch / part`; the number of files, all of them the same."""
-    recorded = _recorded(reference.record, part)
-    lost = sorted(recorded.keys() - set(item.files))
-    if lost:
-        raise _differs(item, f"{lost[0]} of the record is not there")
-    fetched = fetch_published(item, scratch / part, token=runtime.token, endpoint=runtime.endpoint)
-    count = 0
-    for path, file in fetched:
-        if path == MANIFEST:
-            continue
-        if _sha256(file) != (recorded.get(path) or _sha256(here / path)):
-            raise _differs(item, f"{path} came back with other bytes")
-        count += 1
-    return count
+    def compare_files(self, part: str, *, keep: bool) -> int:
+        """Download a part; the number of files, all of them the same. `keep`: leave them there."""
+        item, recorded = self.published[part], _recorded(self.record, part)
+        lost = sorted(recorded.keys() - set(item.files))
+        if lost:
+            raise _differs(item, f"{lost[0]} of the record is not there")
+        count = 0
+        for path, file in fetch_published(
+            item, self.scratch / part, token=self.runtime.token, endpoint=self.runtime.endpoint
+        ):
+            if path != MANIFEST:
+                if _sha256(file) != (recorded.get(path) or _sha256(self.folders[part] / path)):
+                    raise _differs(item, f"{path} came back with other bytes")
+                count += 1
+            if not keep:
+                file.unlink()
+        return count
+
+    def merged_apart(self) -> float:
+        """Largest difference of logits between the merged model as downloaded and here."""
+
+        def logits(folder: Path) -> torch.Tensor:
+            chat = load_recorded(folder, self.record.recipe, self.runtime)
+            return next_token_logits(chat, self.reference.prompts)
+
+        there, here = logits(self.scratch / MERGED), logits(self.folders[MERGED])
+        return _apart(there, here, self.published[MERGED])
+
+    def delta_apart(self) -> float:
+        """The same for the base with the delta."""
+        assert self.reference.source is not None  # collected whenever a delta is published
+        chat = load_recorded(self.reference.source.folder, self.record.recipe, self.runtime)
+
+        def logits(folder: Path) -> torch.Tensor:
+            wrapped = PeftModel.from_pretrained(chat.model, str(folder))
+            adapted = ChatModel(model=wrapped, tokenizer=chat.tokenizer, system=chat.system)
+            found = next_token_logits(adapted, self.reference.prompts)
+            wrapped.unload()
+            return found
+
+        there, here = logits(self.scratch / DELTA), logits(self.folders[DELTA])
+        return _apart(there, here, self.published[DELTA])
 
 
 def _recorded(record: Record, part: str) -> dict[str, str]:
@@ -151,32 +187,6 @@ def _recorded(record: Record, part: str) -> dict[str, str]:
     forms: dict[str, FormRecord | None] = {MERGED: record.merged, DELTA: record.delta}
     form = forms.get(part)
     return {file.path: file.sha256 for file in form.files} if form else {}
-
-
-def _merged_apart(
-    here: Path, there: Path, item: Published, reference: Reference, runtime: Runtime
-) -> float:
-    def logits(folder: Path) -> torch.Tensor:
-        chat = load_recorded(folder, reference.record.recipe, runtime)
-        return next_token_logits(chat, reference.prompts)
-
-    return _apart(logits(there), logits(here), item)
-
-
-def _delta_apart(
-    here: Path, there: Path, item: Published, reference: Reference, runtime: Runtime
-) -> float:
-    assert reference.source is not None  # collected whenever a delta is published
-    chat = load_recorded(reference.source.folder, reference.record.recipe, runtime)
-
-    def logits(folder: Path) -> torch.Tensor:
-        wrapped = PeftModel.from_pretrained(chat.model, str(folder))
-        adapted = ChatModel(model=wrapped, tokenizer=chat.tokenizer, system=chat.system)
-        found = next_token_logits(adapted, reference.prompts)
-        wrapped.unload()
-        return found
-
-    return _apart(logits(there), logits(here), item)
 
 
 def _apart(there: torch.Tensor, here: torch.Tensor, item: Published) -> float:

@@ -14,6 +14,7 @@ from abl_hub.model.trace import trace_writers
 from abl_hub.model.writers import Trace
 from abl_hub.report.recipe import Recipe
 from abl_hub.report.record import load_record
+from abl_hub.stages.apply import MERGED
 from abl_hub.stages.runtime import Runtime
 from abl_hub.stages.target import Target, check_allowed, gate_prompt, repositories
 
@@ -25,7 +26,14 @@ class Plan:
     lines: tuple[tuple[str, str], ...]
 
 
-def plan(recipe: Recipe, out: Path, runtime: Runtime, *, target: Target | None = None) -> Plan:
+def plan(
+    recipe: Recipe,
+    out: Path,
+    runtime: Runtime,
+    *,
+    target: Target | None = None,
+    stream: bool = False,
+) -> Plan:
     """What `convert` would do. Downloads at most the configuration.
 
     Raises:
@@ -41,6 +49,8 @@ def plan(recipe: Recipe, out: Path, runtime: Runtime, *, target: Target | None =
     blueprint = meta_model(source.config_folder, trust_remote_code=recipe.trust_remote_code)
     trace = trace_writers(blueprint)
     cost = plan_model(blueprint, trace.writers)
+    largest = max(f.size for f in source.files if f.path.endswith(".safetensors"))
+    place = f"to the Hub, {size(largest)} at a time" if stream else f"in {out}/merged"
     lines = [
         ("source", f"{source.name} at {source.commit or 'this folder'}"),
         ("to download", f"{size(source.download_bytes)} in {source.download_files} files"),
@@ -50,7 +60,7 @@ def plan(recipe: Recipe, out: Path, runtime: Runtime, *, target: Target | None =
         ),
         ("writers", f"{len(trace.writers)} parameters"),
         ("bytes to read", f"{size(cost.bytes_read)} of writers"),
-        ("merged", f"{size(cost.bytes_written)} in {out}/merged"),
+        ("merged", f"{size(cost.bytes_written)} {place}"),
         ("delta", f"about {size(_delta_bytes(trace))} in {out}/delta"),
         ("memory to write", f"about {size(cost.memory_bytes)}"),
     ]
@@ -82,6 +92,9 @@ def plan_push(out: Path, runtime: Runtime, target: Target) -> Plan:
     for part in target.parts:
         repo = repositories(record, target, owner)[part]
         folder = out / part
+        if part == MERGED and not folder.is_dir():
+            lines.append((part, f"streamed to {repo} ({visibility})"))
+            continue
         total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         lines.append((part, f"{size(total)} to {repo} ({visibility})"))
     if target.gated is not None:

@@ -5,20 +5,26 @@ Done is what was loaded back from the Hub and found to be what was sent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from abl_hub import __version__
+from abl_hub.edits.staging import staging
 from abl_hub.hub.account import namespace
+from abl_hub.hub.ahead import Ahead
 from abl_hub.hub.collect import collect, tag_commit
 from abl_hub.hub.publish import Published, publish
+from abl_hub.hub.repository import Repository
 from abl_hub.report.record import load_record
-from abl_hub.stages.card import write_cards
+from abl_hub.stages.apply import MERGED
+from abl_hub.stages.card import write_card, write_cards
 from abl_hub.stages.legal import carry_legal
 from abl_hub.stages.load_back import LoadedBack, load_back, reference
 from abl_hub.stages.runtime import Runtime
 from abl_hub.stages.space import write_space
+from abl_hub.stages.stream import stream_merged
 from abl_hub.stages.target import SPACE, Target, check_allowed, gate_prompt, repositories
 
 
@@ -42,6 +48,8 @@ class Pushed:
 def push(out: Path, runtime: Runtime, target: Target | None = None) -> Pushed:
     """Publish what is in `out`, and load it back.
 
+    A merged model that is not there is made shard by shard and streamed (`stages.stream`).
+
     Raises:
         SourceError, ContrastError: source or prompts have changed since `extract`.
         HubError: the licence forbids it, the verdict does and `yes` is not given, or the Hub.
@@ -53,35 +61,47 @@ def push(out: Path, runtime: Runtime, target: Target | None = None) -> Pushed:
     owner = target.namespace or namespace(token=runtime.token, endpoint=runtime.endpoint)
     repos = repositories(record, target, owner)
     wanted = reference(record, target.parts, out, runtime)
-    write_cards(out, repos, gate_prompt=gate_prompt(record, target))
-    if SPACE in target.parts:
-        write_space(out, out / SPACE, record, repos)
-        carry_legal(record, out, out / SPACE)
-    published: dict[str, Published] = {}
-    with runtime.progress.stage("Publishing", len(target.parts)) as advance:
-        for part in target.parts:
-            published[part] = publish(
-                out / part,
-                repo_id=repos[part],
-                kind="space" if part == SPACE else "model",
-                private=not target.public,
-                gated=None if part == SPACE else target.gated,
-                create_pr=target.create_pr,
-                token=runtime.token,
-                endpoint=runtime.endpoint,
-                commit_message=f"abl-hub: {record.direction.behaviour} direction removed",
-                space_sdk="gradio" if part == SPACE else None,
-                progress=runtime.progress,
-            )
-            advance(1)
-    loaded = load_back(out, published, wanted, runtime)
+    home = out.resolve()
+    folders: dict[str, Path] = {part: home / part for part in target.parts}
+    gate = gate_prompt(record, target)
+    ahead = None
+    with ExitStack() as scratch:
+
+        def scratch_folder(purpose: str) -> Path:
+            name = home.with_name(f"{home.name}.{purpose}")
+            return scratch.enter_context(staging(name)).folder
+
+        if MERGED in folders and not folders[MERGED].is_dir():
+            assert wanted.source is not None  # collected for this
+            folders[MERGED] = scratch_folder("stream")
+            ahead = _ahead(repos[MERGED], target, runtime)
+            record = stream_merged(record, out, wanted.source, folders[MERGED], ahead, runtime)
+            write_card(out, MERGED, folders[MERGED], repos, gate_prompt=gate)
+        write_cards(out, repos, gate_prompt=gate)
+        if SPACE in folders:
+            write_space(out, folders[SPACE], record, repos)
+            carry_legal(record, out, folders[SPACE])
+        published: dict[str, Published] = {}
+        with runtime.progress.stage("Publishing", len(folders)) as advance:
+            for part, folder in folders.items():
+                published[part] = publish(
+                    folder,
+                    repo_id=repos[part],
+                    kind="space" if part == SPACE else "model",
+                    private=not target.public,
+                    gated=None if part == SPACE else target.gated,
+                    create_pr=target.create_pr,
+                    token=runtime.token,
+                    endpoint=runtime.endpoint,
+                    commit_message=f"abl-hub: {record.direction.behaviour} direction removed",
+                    space_sdk="gradio" if part == SPACE else None,
+                    ahead=ahead if part == MERGED else None,
+                    progress=runtime.progress,
+                )
+                advance(1)
+        loaded = load_back(record, folders, published, wanted, scratch_folder("load-back"), runtime)
     items = tuple(published.values())
-    tags: dict[str, str] = {}
-    if not target.create_pr:  # a tag on a proposal would keep it for ever
-        for item in items:
-            tags[item.repo] = tag_commit(
-                item, f"abl-hub-{__version__}", token=runtime.token, endpoint=runtime.endpoint
-            )
+    tags = {} if target.create_pr else _tag(items, runtime)
     collection = None
     if target.collection is not None:
         collection = collect(
@@ -94,3 +114,20 @@ def push(out: Path, runtime: Runtime, target: Target | None = None) -> Pushed:
             endpoint=runtime.endpoint,
         )
     return Pushed(published=items, loaded_back=loaded, tags=tags, collection=collection)
+
+
+def _ahead(repo_id: str, target: Target, runtime: Runtime) -> Ahead:
+    """A place for shards to go before their commit; a new repository is private."""
+    repo = Repository(repo_id, "model", token=runtime.token, endpoint=runtime.endpoint)
+    with repo.translated():
+        repo.prepare(private=not target.public, create_pr=target.create_pr)
+    return Ahead(repo, create_pr=target.create_pr)
+
+
+def _tag(items: Sequence[Published], runtime: Runtime) -> dict[str, str]:
+    """Repository → tag. Not for proposals: a tag would keep them for ever."""
+    name = f"abl-hub-{__version__}"
+    return {
+        item.repo: tag_commit(item, name, token=runtime.token, endpoint=runtime.endpoint)
+        for item in items
+    }

@@ -55,7 +55,7 @@ def undo(out: Path, runtime: Runtime) -> Undone:
         SourceError: the source has changed since `extract`; the way back starts from it.
     """
     record = load_record(out)
-    if record.merged is None:
+    if record.merged is None or not (out / MERGED).is_dir():
         raise EditError(f"{out} holds no merged model", next_step=f"Run `abl-hub apply {out}`")
     source = recorded_source(record, runtime)
     blueprint = meta_model(source.folder, trust_remote_code=record.recipe.trust_remote_code)

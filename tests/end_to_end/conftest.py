@@ -22,6 +22,7 @@ def small_recipe(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> abl_hu
         negative=str(negative),
         sizes=SplitSizes(train=32, validation=8, test=16),
         methods=("difference",),
+        strengths="one",
         max_new_tokens=8,
         random_draws=1,
     )

@@ -1,0 +1,44 @@
+"""What was written, as the record holds it: files, notes, and how exact the edit is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from abl_hub.edits.checkpoint import Merged, WrittenFile
+from abl_hub.edits.edit import Edit
+from abl_hub.report.record import FileRecord, FormRecord
+
+
+def merged_record(merged: Merged) -> FormRecord:
+    """A merged model."""
+    return FormRecord(files=file_records(merged.files), notes=_notes(merged))
+
+
+def file_records(files: Sequence[WrittenFile]) -> tuple[FileRecord, ...]:
+    """Files by name, hash and size."""
+    return tuple(
+        FileRecord(path=file.path, sha256=file.sha256, size_bytes=file.size_bytes) for file in files
+    )
+
+
+def exactness(edit: Edit, *, changes_head: bool) -> str:
+    """How near the edit is to ablation at runtime."""
+    if any(strength != 1.0 for strength in edit.strengths):
+        return "partial"
+    if changes_head:
+        return "head changed"
+    if any(writer.rescaled for writer in edit.writers):
+        return "exact null, rescaled"
+    return "exact"
+
+
+def _notes(merged: Merged) -> tuple[str, ...]:
+    notes = []
+    if merged.untied:
+        notes.append("the output head has its own, unedited matrix now (it was tied)")
+    if merged.left_alone_keys:
+        notes.append(
+            f"{len(merged.left_alone_keys)} tensors are no part of the model that transformers "
+            "builds (multi-token prediction, old buffers) and were copied as they are"
+        )
+    return tuple(notes)

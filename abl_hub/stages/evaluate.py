@@ -55,11 +55,12 @@ def evaluate(
         SourceError, ContrastError: source or prompts have changed since `extract`.
     """
     record = load_record(out)
-    if record.edit is None:
+    merged = (out / MERGED).is_dir()
+    lost = not merged and record.merged is not None and not record.merged.streamed
+    if record.edit is None or lost:
         raise EvaluationError(
             f"{out} holds no merged model", next_step=f"Run `abl-hub apply {out}` first"
         )
-    merged = (out / MERGED).is_dir()
     recipe = record.recipe
     direction = Direction.load(out / DIRECTION)
     source = recorded_source(record, runtime)

@@ -1,6 +1,6 @@
 """Fitted strengths against a TPE search: refusals, KL and seconds, side by side.
 
-    python benchmarks/strengths.py [--trials 60] [--models demo ...]
+    python benchmarks/strengths.py [--trials 60]
 
 Both start from the loaded model and its means, both see the same training and validation prompts,
 and both are judged on held-out prompts: refusals and non-answers by whole replies, KL over the
@@ -42,6 +42,7 @@ from abl_hub.report.record import Finalist
 from abl_hub.stages.edit import asked_edit, scaled
 from abl_hub.stages.strengths import choose_strengths, lesson_of
 from abl_hub.strengths.groups import groups
+from benchmarks.models import trained_models
 from benchmarks.tpe_search import search
 
 MAX_NEW_TOKENS = 64
@@ -155,13 +156,6 @@ def compare(name: str, folder: Path, trials: int) -> None:
         )
 
 
-def models() -> dict[str, Path]:
-    """The models that are compared on, trained on the spot where they are not cached."""
-    from abl_hub.demo.train import demo_model
-
-    return {"demo (llama)": demo_model()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=60)
@@ -172,7 +166,7 @@ def main() -> None:
         "| model | way | failures | damage | KL, whole replies | KL, first token | seconds | "
         "ratio | edit |\n|---|---|---:|---:|---:|---:|---:|---:|---|"
     )
-    for name, folder in models().items():
+    for name, folder in trained_models().items():
         compare(name, folder, arguments.trials)
 
 

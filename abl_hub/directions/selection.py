@@ -14,17 +14,27 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from abl_hub.directions.contrast import Contrast
 from abl_hub.directions.direction import Direction
+from abl_hub.directions.judging import (
+    BEATEN,
+    Jury,
+    Scores,
+    Side,
+    Thresholds,
+    finish,
+    mean,
+    race,
+    side,
+)
 from abl_hub.directions.means import Means
 from abl_hub.directions.proposal import Proposal
 from abl_hub.errors import ContrastError
 from abl_hub.model.chat import ChatModel
-from abl_hub.model.generate import next_token_log_probs
-from abl_hub.model.stream import adding
 from abl_hub.progress import SILENT, Progress
 
 Ablation = Callable[[Proposal], AbstractContextManager[None]]
@@ -46,20 +56,23 @@ class Candidate:
         position: counted from the prompt's end, -1 is its last token.
         norm: length of the vector, in units of the residual stream.
         rank: how many directions are removed together.
-        bypass: mean log-odds of the behaviour's tokens on positive prompts, under ablation.
+        bypass: mean log-odds of the behaviour's tokens on positive prompts, under ablation; None
+            where another score had settled it.
         induce: the same on negative prompts, under addition of the vector.
-        kl: KL(base ‖ ablated) of the first token on negative prompts, nats.
+        kl: KL(base ‖ ablated) of the first token on negative prompts, nats; None likewise.
         discarded: why the candidate is out; None if it is in.
+        prompts: on how many prompts a side it was judged before it was out; None is all.
     """
 
     layer: int
     position: int
     norm: float
-    bypass: float
-    induce: float
-    kl: float
+    bypass: float | None
+    induce: float | None
+    kl: float | None
     discarded: str | None
     rank: int = 1
+    prompts: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,14 +102,14 @@ class Validation:
         tokens: ids that open a reply which shows the behaviour.
         positive: prompts that are judged; those that show it (log-odds > 0), if there are enough.
         negative: likewise, those that do not.
-        negative_log_probs: (prompts, vocabulary), of the unedited model.
+        sides: both, ready to judge proposals on.
         filtered: whether prompts were left out so.
     """
 
     tokens: tuple[int, ...]
     positive: tuple[str, ...]
     negative: tuple[str, ...]
-    negative_log_probs: torch.Tensor
+    sides: tuple[Side, Side]
     filtered: bool
 
 
@@ -131,24 +144,20 @@ def validate(
 ) -> Validation:
     """Run the unedited model on the validation prompts and keep those that are typical."""
     positive, negative = contrast.positive.validation, contrast.negative.validation
-    base_positive = next_token_log_probs(chat, positive, rows=rows)
-    base_negative = next_token_log_probs(chat, negative, rows=rows)
-    shows = (log_odds(base_positive, tokens) > 0).tolist()
-    shows_not = (log_odds(base_negative, tokens) < 0).tolist()
-    if sum(shows) < _FEWEST or sum(shows_not) < _FEWEST:
-        return Validation(
-            tokens=tokens,
-            positive=positive,
-            negative=negative,
-            negative_log_probs=base_negative,
-            filtered=False,
-        )
+    showing, other = (side(chat, prompts, rows=rows) for prompts in (positive, negative))
+    shows = (log_odds(showing.log_probs, tokens) > 0).tolist()
+    shows_not = (log_odds(other.log_probs, tokens) < 0).tolist()
+    filtered = sum(shows) >= _FEWEST and sum(shows_not) >= _FEWEST
+    if filtered:
+        positive = tuple(p for p, keep in zip(positive, shows, strict=True) if keep)
+        negative = tuple(p for p, keep in zip(negative, shows_not, strict=True) if keep)
+        showing, other = showing.only(shows), other.only(shows_not)
     return Validation(
         tokens=tokens,
-        positive=tuple(p for p, keep in zip(positive, shows, strict=True) if keep),
-        negative=tuple(p for p, keep in zip(negative, shows_not, strict=True) if keep),
-        negative_log_probs=base_negative[shows_not],
-        filtered=True,
+        positive=positive,
+        negative=negative,
+        sides=(showing, other),
+        filtered=filtered,
     )
 
 
@@ -160,7 +169,6 @@ def select(
     method: str,
     ablate: Ablation,
     behaviour: str = "refusal",
-    rows: int = 32,
     progress: Progress = SILENT,
 ) -> Selection:
     """Judge the proposals of `method` and choose one.
@@ -170,22 +178,24 @@ def select(
     """
     # The paper reads block inputs: the output of block l is its layer l + 1.
     allowed = max(1, int(MAX_DEPTH * len(chat.layers)) - 1)
-    judged: list[tuple[Candidate, Proposal]] = []
     tried = [proposal for proposal in proposals if proposal.layer < allowed]
-    with progress.stage(f"Judging {method} candidates", len(tried)) as advance:
-        for proposal in tried:
-            judged.append((_judge(chat, validation, proposal, ablate, rows), proposal))
-            advance(1)
-    if not judged:
+    if not tried:
         raise ContrastError(
             "The two prompt sets leave the same activations",
             why=f"{method} found no direction between them",
             next_step="Check --positive and --negative",
         )
-    candidates = tuple(candidate for candidate, _ in judged)
-    kept = [candidate for candidate in candidates if candidate.discarded is None]
-    chosen = min(kept or _least_harmful(candidates), key=lambda candidate: candidate.bypass)
-    proposal = next(proposal for candidate, proposal in judged if candidate is chosen)
+    jury = Jury(
+        chat,
+        *validation.sides,
+        log_odds=partial(log_odds, tokens=validation.tokens),
+        ablate=ablate,
+    )
+    with progress.stage(f"Judging {len(tried)} {method} candidates", jury.rounds) as advance:
+        judged, winner, passed = _raced(jury, tried, lambda _number: advance(1))
+    candidates = tuple(_candidate(scores, jury) for scores in judged)
+    chosen = candidates[judged.index(winner)]
+    proposal = winner.proposal
     return Selection(
         direction=Direction(
             vector=proposal.basis[0],
@@ -200,32 +210,42 @@ def select(
         proposal=proposal,
         chosen=chosen,
         candidates=candidates,
-        passed=bool(kept),
+        passed=passed,
     )
 
 
-def _least_harmful(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Where none meets all thresholds: those within the limit of KL, or else the lowest KL."""
-    gentle = [candidate for candidate in candidates if candidate.kl <= MAX_KL]
-    return gentle or [min(candidates, key=lambda candidate: candidate.kl)]
+def _raced(
+    jury: Jury, tried: Sequence[Proposal], on_round: Callable[[int], None]
+) -> tuple[list[Scores], Scores, bool]:
+    """All scores, the winner's, and whether it meets the thresholds.
+
+    Where none meets all: those within the limit of KL, or else the lowest KL.
+    """
+    field = [Scores(proposal=proposal) for proposal in tried]
+    for induce in (MIN_INDUCE, -math.inf):
+        limits = Thresholds(kl=MAX_KL, induce=induce)
+        race(jury, field, limits, on_round=on_round)
+        passing = [scores for scores in field if scores.out is None and limits.met_by(scores)]
+        if passing:
+            winner = min(passing, key=lambda scores: mean(scores.bypass))
+            return field, winner, induce == MIN_INDUCE
+    for scores in field:
+        finish(jury, scores)
+    usable = [scores for scores in field if scores.finite]
+    if not usable:
+        raise ContrastError(
+            "No candidate leaves the model's outputs finite",
+            next_step="Try --dtype float32 or bfloat16",
+        )
+    return field, min(usable, key=lambda scores: mean(scores.kl)), False
 
 
-def _judge(
-    chat: ChatModel,
-    validation: Validation,
-    proposal: Proposal,
-    ablate: Ablation,
-    rows: int,
-) -> Candidate:
-    with ablate(proposal):
-        positive = next_token_log_probs(chat, validation.positive, rows=rows)
-        negative = next_token_log_probs(chat, validation.negative, rows=rows)
-    with adding(chat.layers, proposal.layer, proposal.addition):
-        added = next_token_log_probs(chat, validation.negative, rows=rows)
-    bypass = float(log_odds(positive, validation.tokens).mean())
-    induce = float(log_odds(added, validation.tokens).mean())
-    base = validation.negative_log_probs.double()
-    kl = float((base.exp() * (base - negative.double())).sum(-1).mean())
+def _candidate(scores: Scores, jury: Jury) -> Candidate:
+    bypass, induce, kl = (
+        mean(values) if values else None for values in (scores.bypass, scores.induce, scores.kl)
+    )
+    proposal = scores.proposal
+    judged_on_all = jury.complete(scores)
     return Candidate(
         layer=proposal.layer,
         position=proposal.position,
@@ -234,15 +254,18 @@ def _judge(
         bypass=bypass,
         induce=induce,
         kl=kl,
-        discarded=_discarded(bypass, induce, kl),
+        discarded=_discarded(bypass, induce, kl, scores),
+        prompts=None if judged_on_all else len(scores.induce),
     )
 
 
-def _discarded(bypass: float, induce: float, kl: float) -> str | None:
-    if not all(map(math.isfinite, (bypass, induce, kl))):
+def _discarded(
+    bypass: float | None, induce: float | None, kl: float | None, scores: Scores
+) -> str | None:
+    if not scores.finite:
         return "not finite"
-    if kl > MAX_KL:
+    if kl is not None and kl > MAX_KL:
         return f"KL above {MAX_KL}"
-    if induce < MIN_INDUCE:
+    if induce is not None and induce < MIN_INDUCE:
         return f"induces less than {MIN_INDUCE:g}"
-    return None
+    return "removes less than another" if scores.out == BEATEN and bypass is not None else None

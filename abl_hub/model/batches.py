@@ -51,11 +51,11 @@ def by_length(sequences: Sequence[Sequence[int]], *, rows: int) -> Iterator[list
 
 
 def right_padded(sequences: Sequence[Sequence[int]], *, device: torch.device) -> torch.Tensor:
-    """All `sequences` in one batch (rows, longest), int64, filled up with token 0 on the right.
+    """All `sequences` in one batch (rows, longest), int64; short ones repeat their last token.
 
     What a causal model computes at a token does not depend on what follows it, so every real token
     is right without a mask; up to rounding, which is why only what tolerates that is batched so.
     """
     longest = max(len(sequence) for sequence in sequences)
-    rows = [[*sequence, *([0] * (longest - len(sequence)))] for sequence in sequences]
+    rows = [[*one, *([one[-1]] * (longest - len(one)))] for one in sequences]
     return torch.tensor(rows, device=device)

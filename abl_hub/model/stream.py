@@ -170,6 +170,11 @@ def _hidden(output: Any) -> torch.Tensor:
     return hidden
 
 
+def replaced_hidden(output: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """What a block put out, with change(its hidden states) in their place."""
+    return _replaced(output, change(_hidden(output)))
+
+
 def _replaced(output: Any, hidden: torch.Tensor) -> Any:
     if isinstance(output, tuple):
         return (hidden, *output[1:])

@@ -5,6 +5,7 @@ The same record gives the same bytes, so that publishing it again changes nothin
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def candidates_plot(record: Record, path: Path) -> None:
             shade = str(0.75 - 0.75 * (number + 1) / len(positions))
             panel.plot(
                 [c.layer for c in line],
-                [getattr(c, field) for c in line],
+                [_number(getattr(c, field)) for c in line],
                 marker="o",
                 markersize=3,
                 linewidth=1,
@@ -48,7 +49,7 @@ def candidates_plot(record: Record, path: Path) -> None:
         chosen = record.selection.chosen
         panel.plot(
             [chosen.layer],
-            [getattr(chosen, field)],
+            [_number(getattr(chosen, field))],
             marker="o",
             markersize=10,
             markerfacecolor="none",
@@ -64,6 +65,11 @@ def candidates_plot(record: Record, path: Path) -> None:
     panels[2].axhline(0.1, color="#94a3b8", linewidth=0.8, linestyle="--")
     panels[0].legend(fontsize=7, frameon=False)
     _save(figure, path)
+
+
+def _number(score: float | None) -> float:
+    """A gap in the line where a candidate was out before this score was needed."""
+    return math.nan if score is None else score
 
 
 def deltas_plot(record: Record, path: Path) -> None:

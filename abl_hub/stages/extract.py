@@ -108,7 +108,6 @@ def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -
             method=method,
             ablate=ablate,
             behaviour=recipe.behaviour,
-            rows=runtime.rows,
             progress=runtime.progress,
         )
         for method in recipe.methods

@@ -145,7 +145,8 @@ def _pushed_lines(output: Output, pushed: Pushed) -> None:
     for item in pushed.published:
         visibility = "private" if item.private else "public"
         state = "published" if item.changed else "already up to date"
-        output.line(f"{item.kind:<6} {item.url} ({visibility}, {state}, {item.commit[:8]})")
+        copied = f", {len(item.copied)} files copied from the base" if item.copied else ""
+        output.line(f"{item.kind:<6} {item.url} ({visibility}, {state}, {item.commit[:8]}{copied})")
     if pushed.collection is not None:
         output.line(f"collection {pushed.collection}")
     loaded = pushed.loaded_back
@@ -174,6 +175,7 @@ def _published(published: Sequence[Published]) -> list[dict[str, Any]]:
             "url": item.url,
             "private": item.private,
             "changed": item.changed,
+            "copied": item.copied,
         }
         for item in published
     ]

@@ -8,24 +8,31 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd
+from huggingface_hub import CommitOperationAdd, CommitOperationCopy
 
 from abl_hub.errors import HubError
 from abl_hub.hub.bars import client_bars_silenced
+from abl_hub.hub.copies import Origin
+from abl_hub.hub.payload import Item
 from abl_hub.hub.repository import Repository
 
 
 class Ahead:
     """Uploads on their way into one later commit of `repo`.
 
+    Args:
+        origin: where the Hub may copy from, before anything is sent.
+
     Attributes:
-        operations: path → what the commit must hold, of files given to `send_file`.
+        items: path → what the commit must hold, of files given to `send_file` or `copy_file`.
         sent: paths of everything that was uploaded.
     """
 
-    def __init__(self, repo: Repository, *, create_pr: bool = False) -> None:
-        self.repo, self.create_pr = repo, create_pr
-        self.operations: dict[str, CommitOperationAdd] = {}
+    def __init__(
+        self, repo: Repository, *, create_pr: bool = False, origin: Origin | None = None
+    ) -> None:
+        self.repo, self.create_pr, self.origin = repo, create_pr, origin
+        self.items: dict[str, Item] = {}
         self.sent: set[str] = set()
 
     def send_file(self, path: str, file: Path) -> None:
@@ -34,7 +41,9 @@ class Ahead:
         Raises:
             HubError: the Hub refused or failed, or takes this file only within the commit.
         """
-        operation = CommitOperationAdd(path_in_repo=path, path_or_fileobj=str(file))
+        item = Item.to_add(path, str(file))
+        operation = item.operation
+        assert isinstance(operation, CommitOperationAdd)
         with self.repo.translated(), client_bars_silenced():
             self.repo.backoff.run(lambda: self.send(operation, keep=False))
         if operation.path_or_fileobj != b"":
@@ -43,7 +52,25 @@ class Ahead:
                 why="its .gitattributes or .gitignore says so",
                 next_step="Publish without --stream, or to another repository",
             )
-        self.operations[path] = operation
+        self.items[path] = item
+
+    def copy_file(self, path: str, *, sha256: str, size: int) -> bool:
+        """Have the Hub copy a file instead; whether it did. The file need not be here.
+
+        Raises:
+            HubError: the Hub failed.
+        """
+        with self.repo.translated(), client_bars_silenced():
+            operation = self.repo.backoff.run(lambda: self.copy(path, sha256, size))
+        if operation is not None:
+            self.items[path] = Item(sha256=sha256, size=size, operation=operation)
+        return operation is not None
+
+    def copy(self, path: str, sha256: str, size: int) -> CommitOperationCopy | None:
+        """The operation that copies a file, if the Hub can; see `Origin.copy`."""
+        if self.origin is None or path in self.sent:
+            return None
+        return self.origin.copy(path, sha256=sha256, size=size)
 
     def send(self, operation: CommitOperationAdd, *, keep: bool = True) -> bool:
         """Upload one file, if it was not; whether it was now.

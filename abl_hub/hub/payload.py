@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd
+from huggingface_hub import CommitOperationAdd, CommitOperationCopy
 from huggingface_hub.hf_api import RepoFile
 
 from abl_hub.errors import HubError
@@ -22,13 +23,32 @@ _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _LARGE = (".safetensors",)
 
 
+Operation = CommitOperationAdd | CommitOperationCopy
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Item:
+    """One file: what it is, and how a commit gets it."""
+
+    sha256: str
+    size: int
+    operation: Operation
+
+    @classmethod
+    def to_add(cls, path: str, content: str | bytes) -> Item:
+        """A file to be sent: its path here, or its content."""
+        operation = CommitOperationAdd(path_in_repo=path, path_or_fileobj=content)
+        info = operation.upload_info
+        return cls(sha256=info.sha256.hex(), size=info.size, operation=operation)
+
+
 class Payload:
-    """What a repository is to hold: path → operation that adds it, the manifest among them.
+    """What a repository is to hold: path → item, the manifest among them.
 
     Args:
         files: a folder (hidden files are left out), or path in the repository → file.
         token: the user's, which must not be among the files.
-        ahead: operations on files that were uploaded already and are no longer here.
+        ahead: files that the Hub has already and that need not be here.
 
     Raises:
         HubError: nothing to publish, a pickle, or the token.
@@ -39,35 +59,44 @@ class Payload:
         files: Path | Mapping[str, Path],
         *,
         token: str | None,
-        ahead: Mapping[str, CommitOperationAdd] | None = None,
+        ahead: Mapping[str, Item] | None = None,
     ) -> None:
         paths = _collect(files)
         _refuse_token(paths, token)
-        self.operations = {
-            path: CommitOperationAdd(path_in_repo=path, path_or_fileobj=str(file))
-            for path, file in paths.items()
-        }
-        self.operations |= ahead or {}
-        manifest = json.dumps({"files": sorted(self.operations)}, indent=1).encode() + b"\n"
-        self.operations[MANIFEST] = CommitOperationAdd(MANIFEST, manifest)
+        self.items = {path: Item.to_add(path, str(file)) for path, file in paths.items()}
+        self.items |= ahead or {}
+        manifest = json.dumps({"files": sorted(self.items)}, indent=1).encode() + b"\n"
+        self.items[MANIFEST] = Item.to_add(MANIFEST, manifest)
 
     @property
     def paths(self) -> tuple[str, ...]:
-        return tuple(sorted(self.operations))
+        return tuple(sorted(self.items))
+
+    @property
+    def copied(self) -> tuple[str, ...]:
+        """Paths that the Hub copies by itself."""
+        return tuple(
+            path
+            for path in self.paths
+            if isinstance(self.items[path].operation, CommitOperationCopy)
+        )
 
     @property
     def size_bytes(self) -> int:
-        return sum(self.size_of(path) for path in self.operations)
-
-    def size_of(self, path: str) -> int:
-        return self.operations[path].upload_info.size
+        return sum(item.size for item in self.items.values())
 
     def text(self, path: str) -> str | None:
         """The content of a text file; None: it is not there."""
-        if path not in self.operations:
+        if path not in self.items:
             return None
-        with self.operations[path].as_file() as opened:
+        operation = self.items[path].operation
+        assert isinstance(operation, CommitOperationAdd)  # only weights are copied
+        with operation.as_file() as opened:
             return opened.read().decode("utf-8")
+
+    def copy(self, path: str, operation: CommitOperationCopy) -> None:
+        """Let the Hub copy this file."""
+        self.items[path] = replace(self.items[path], operation=operation)
 
     def changes(self, remote: Mapping[str, RepoFile]) -> list[str]:
         """Paths that `remote` does not hold with this content, sorted."""
@@ -75,7 +104,7 @@ class Payload:
 
     def is_in(self, remote: Mapping[str, RepoFile], path: str) -> bool:
         """Whether `remote` holds this file as it is."""
-        return path in remote and _same(self.operations[path], remote[path])
+        return path in remote and _same(self.items[path], remote[path])
 
 
 def is_large(path: str) -> bool:
@@ -123,13 +152,14 @@ def _refuse_token(files: Mapping[str, Path], token: str | None) -> None:
             )
 
 
-def _same(operation: CommitOperationAdd, remote: RepoFile) -> bool:
+def _same(item: Item, remote: RepoFile) -> bool:
     """Whether a file on the Hub has this content: by SHA-256 for LFS, by git's hash otherwise."""
-    info = operation.upload_info
-    if info.size != remote.size:
+    if item.size != remote.size:
         return False
     if remote.lfs is not None:
-        return info.sha256.hex() == remote.lfs.sha256
-    with operation.as_file() as opened:
+        return item.sha256 == remote.lfs.sha256
+    if isinstance(item.operation, CommitOperationCopy):
+        return False
+    with item.operation.as_file() as opened:
         content = opened.read()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == remote.blob_id

@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import CommitOperationDelete, get_token
+from huggingface_hub import CommitOperationCopy, CommitOperationDelete, get_token
 from huggingface_hub.hf_api import RepoFile
 
 from abl_hub.errors import HubError
 from abl_hub.hub.ahead import Ahead
 from abl_hub.hub.bars import client_bars_silenced
+from abl_hub.hub.copies import Origin
 from abl_hub.hub.payload import MANIFEST, Payload, is_large
 from abl_hub.hub.repository import Gate, Kind, Repository
 from abl_hub.hub.retry import Backoff
@@ -33,6 +34,7 @@ class Published:
         url: to show to the user.
         changed: whether this call made a commit; False: everything was there already.
         files: paths in the repository, sorted.
+        copied: those that this call had the Hub copy by itself.
     """
 
     repo: str
@@ -42,6 +44,7 @@ class Published:
     private: bool
     changed: bool
     files: tuple[str, ...]
+    copied: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,7 @@ def publish(
     endpoint: str | None = None,
     commit_message: str,
     space_sdk: str | None = None,
+    origin: tuple[str, str] | None = None,
     ahead: Ahead | None = None,
     progress: Progress = SILENT,
     backoff: Backoff | None = None,
@@ -87,7 +91,8 @@ def publish(
         private: False makes the repository public at the end, also one that was private.
         create_pr: propose the commit to a repository that exists. An open pull request with the
             same content is taken instead of a new one.
-        ahead: files that were uploaded already, for this commit.
+        origin: a model repository and commit from which the Hub may copy files that are the same.
+        ahead: files that were uploaded already, for this commit; then it knows the origin.
 
     Raises:
         HubError: no permission, a public repository where a private one is asked for, invalid
@@ -96,8 +101,10 @@ def publish(
     if gated is not None and kind == "space":
         raise HubError(f"{repo_id} cannot be gated", why="the Hub gates models and data sets only")
     repo = Repository(repo_id, kind, token=token, endpoint=endpoint, backoff=backoff)
-    ahead = ahead or Ahead(repo, create_pr=create_pr)
-    payload = Payload(files, token=token or get_token(), ahead=ahead.operations)
+    if ahead is None:
+        copies = Origin(*origin, target=repo, progress=progress) if origin else None
+        ahead = Ahead(repo, create_pr=create_pr, origin=copies)
+    payload = Payload(files, token=token or get_token(), ahead=ahead.items)
     with repo.translated(), client_bars_silenced():
         card = payload.text(_README)
         if card is not None:
@@ -117,6 +124,7 @@ def publish(
         private=was_private and (private or create_pr),
         changed=changed,
         files=payload.paths,
+        copied=payload.copied if changed else (),
     )
 
 
@@ -147,7 +155,7 @@ def plan_publish(
         kind=kind,
         exists=exists,
         private=private,
-        add=tuple((path, payload.size_of(path)) for path in changes),
+        add=tuple((path, payload.items[path].size) for path in changes),
         delete=tuple(delete),
         unchanged=len(payload.paths) - len(changes),
     )
@@ -166,7 +174,7 @@ class _Push:
         Repeated after a failure, it looks at the repository again. So a commit whose answer was
         lost is found, not repeated, and a commit by someone else in between is built upon.
         """
-        repo, operations = self.repo, self.payload.operations
+        repo, items = self.repo, self.payload.items
         first_head = repo.backoff.run(repo.head)
         proposed = repo.backoff.run(self.same_proposals) if self.create_pr else {}
 
@@ -183,12 +191,18 @@ class _Push:
                 for commit, url in (proposed or self.same_proposals()).items():
                     return commit, commit not in proposed, url
             for path in filter(is_large, changes):
-                if self.ahead.send(operations[path]):
-                    uploaded += self.payload.size_of(path)
-                    advance(self.payload.size_of(path))
+                item = items[path]
+                if isinstance(item.operation, CommitOperationCopy):
+                    continue
+                copy = self.ahead.copy(path, item.sha256, item.size)
+                if copy is not None:
+                    self.payload.copy(path, copy)
+                elif self.ahead.send(item.operation):
+                    uploaded += item.size
+                    advance(item.size)
             done = repo.api.create_commit(
                 repo.name,
-                [operations[path] for path in changes]
+                [items[path].operation for path in changes]
                 + [CommitOperationDelete(path) for path in leftovers],
                 commit_message=message,
                 repo_type=repo.kind,

@@ -15,6 +15,7 @@ from abl_hub.edits.staging import staging
 from abl_hub.hub.account import namespace
 from abl_hub.hub.ahead import Ahead
 from abl_hub.hub.collect import collect, tag_commit
+from abl_hub.hub.copies import Origin
 from abl_hub.hub.publish import Published, publish
 from abl_hub.hub.repository import Repository
 from abl_hub.report.record import load_record
@@ -64,6 +65,8 @@ def push(out: Path, runtime: Runtime, target: Target | None = None) -> Pushed:
     home = out.resolve()
     folders: dict[str, Path] = {part: home / part for part in target.parts}
     gate = gate_prompt(record, target)
+    base = record.source
+    origin = (base.repo, base.commit) if base.repo and base.commit else None
     ahead = None
     with ExitStack() as scratch:
 
@@ -74,7 +77,7 @@ def push(out: Path, runtime: Runtime, target: Target | None = None) -> Pushed:
         if MERGED in folders and not folders[MERGED].is_dir():
             assert wanted.source is not None  # collected for this
             folders[MERGED] = scratch_folder("stream")
-            ahead = _ahead(repos[MERGED], target, runtime)
+            ahead = _ahead(repos[MERGED], target, origin, runtime)
             record = stream_merged(record, out, wanted.source, folders[MERGED], ahead, runtime)
             write_card(out, MERGED, folders[MERGED], repos, gate_prompt=gate)
         write_cards(out, repos, gate_prompt=gate)
@@ -95,6 +98,7 @@ def push(out: Path, runtime: Runtime, target: Target | None = None) -> Pushed:
                     endpoint=runtime.endpoint,
                     commit_message=f"abl-hub: {record.direction.behaviour} direction removed",
                     space_sdk="gradio" if part == SPACE else None,
+                    origin=origin if part == MERGED else None,
                     ahead=ahead if part == MERGED else None,
                     progress=runtime.progress,
                 )
@@ -107,7 +111,7 @@ def push(out: Path, runtime: Runtime, target: Target | None = None) -> Pushed:
         collection = collect(
             items,
             title=target.collection,
-            base=record.source.repo,
+            base=base.repo,
             namespace=owner,
             private=not target.public,
             token=runtime.token,
@@ -116,12 +120,13 @@ def push(out: Path, runtime: Runtime, target: Target | None = None) -> Pushed:
     return Pushed(published=items, loaded_back=loaded, tags=tags, collection=collection)
 
 
-def _ahead(repo_id: str, target: Target, runtime: Runtime) -> Ahead:
+def _ahead(repo_id: str, target: Target, origin: tuple[str, str] | None, runtime: Runtime) -> Ahead:
     """A place for shards to go before their commit; a new repository is private."""
     repo = Repository(repo_id, "model", token=runtime.token, endpoint=runtime.endpoint)
     with repo.translated():
         repo.prepare(private=not target.public, create_pr=target.create_pr)
-    return Ahead(repo, create_pr=target.create_pr)
+    copies = Origin(*origin, target=repo, progress=runtime.progress) if origin else None
+    return Ahead(repo, create_pr=target.create_pr, origin=copies)
 
 
 def _tag(items: Sequence[Published], runtime: Runtime) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """The merged model straight to the Hub: each shard is edited, checked, uploaded and deleted.
 
-So it is never whole on this disk: of its weights, one shard lies here at a time. The Hub shows
-nothing of it before the one commit that `push` makes at the end.
+So it is never whole on this disk: of its weights, one shard lies here at a time. A shard that the
+edit does not touch is copied by the Hub itself, where it can. The Hub shows nothing of it before
+the one commit that `push` makes at the end.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from abl_hub.edits.checkpoint import merged, written_file
+from abl_hub.edits.checkpoint import WrittenFile, merged, written_file
 from abl_hub.edits.merged_files import MergedFiles
 from abl_hub.edits.staging import check_space
 from abl_hub.hub.ahead import Ahead
@@ -42,11 +43,21 @@ def stream_merged(
     blueprint = meta_model(source.folder, trust_remote_code=record.recipe.trust_remote_code)
     edit = recorded_edit(record, recorded_direction(record, out), trace_writers(blueprint))
     files = MergedFiles(edit, source.folder, model=blueprint, rounding=record.recipe.rounding)
-    shards = (file.size for file in source.files if file.path.endswith(".safetensors"))
-    check_space(folder, max(shards))
+    held = {
+        file.path: WrittenFile(path=file.path, sha256=file.sha256, size_bytes=file.size)
+        for file in source.files
+        if file.sha256 is not None and file.path.endswith(".safetensors")
+    }
+    check_space(folder, max(file.size_bytes for file in held.values()))
     written = []
     with runtime.progress.stage("Streaming the merged model", files.source_bytes) as advance:
         for name in files.weights:
+            if files.is_untouched(name) and ahead.copy_file(
+                name, sha256=held[name].sha256, size=held[name].size_bytes
+            ):
+                written.append(held[name])
+                advance(held[name].size_bytes)
+                continue
             shard = files.write(name, folder, advance)
             files.check(name, shard)
             written.append(written_file(folder, name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -23,6 +24,7 @@ from abl_hub.cli.group import abl_hub as command
 from abl_hub.edits.matrix import Rows
 from abl_hub.errors import HubError
 from abl_hub.hub.local import Fault, LocalHub
+from abl_hub.hub.publish import publish
 from abl_hub.stages.target import Target
 
 INDEX = "model.safetensors.index.json"
@@ -69,11 +71,19 @@ def whole(
     return out
 
 
-@pytest.fixture
-def streamable(small_recipe: abl_hub.Recipe, sharded: Path, here: Path) -> Path:
-    out = here / "out"
+@pytest.fixture(scope="module")
+def converted(
+    small_recipe: abl_hub.Recipe, sharded: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The output of a conversion whose merged model is to be streamed."""
+    out = tmp_path_factory.mktemp("streamed") / "out"
     abl_hub.convert(replace(small_recipe, source=str(sharded)), out, stream=True)
     return out
+
+
+@pytest.fixture
+def streamable(converted: Path, here: Path) -> Path:
+    return Path(shutil.copytree(converted, here / "out"))
 
 
 @dataclass
@@ -197,9 +207,7 @@ def test_broken_off_and_called_again(
     assert [r.path for r in hub.requests if r.method == "PUT" and r.status == 200] == sent
 
 
-@pytest.mark.parametrize("strength", [1.0, 0.5])
 def test_a_shard_that_fails_its_check_is_not_uploaded(
-    strength: float,
     small_recipe: abl_hub.Recipe,
     sharded: Path,
     here: Path,
@@ -207,8 +215,8 @@ def test_a_shard_that_fails_its_check_is_not_uploaded(
     runtime: abl_hub.Runtime,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """An edit that leaves the direction in is noticed before its shard is uploaded."""
-    recipe = replace(small_recipe, source=str(sharded), strength=strength)
+    """A shard that was left as it is, though half of the direction should go from it."""
+    recipe = replace(small_recipe, source=str(sharded), strength=0.5)
     abl_hub.convert(recipe, here / "out", stream=True)
 
     def leave(rows: Rows, _factors: object, source: FileIO, target: FileIO, **_: object) -> None:
@@ -229,3 +237,34 @@ def test_stream_without_push_is_a_mistake(sharded: Path, here: Path) -> None:
         done = CliRunner().invoke(command, line)
         assert done.exit_code == 2
         assert "--stream needs --push" in done.stderr
+
+
+def test_shards_that_the_edit_does_not_touch_are_copied_by_the_hub(
+    small_recipe: abl_hub.Recipe,
+    sharded: Path,
+    here: Path,
+    hub: LocalHub,
+    runtime: abl_hub.Runtime,
+    tmp_path: Path,
+) -> None:
+    """The same files come out of a copy, an upload and a stream; only what changed is sent."""
+    at = {"token": hub.token, "endpoint": hub.endpoint}
+    publish(sharded, repo_id="demo/base", kind="model", commit_message="Base", **at)
+    recipe = replace(small_recipe, source="demo/base", layers=(2, 3))
+    runtime = replace(runtime, cache_dir=tmp_path / "cache")
+    out = here / "out"
+    abl_hub.convert(recipe, out, runtime, stream=True)
+    start = len(hub.requests)
+    streamed = abl_hub.push(out, runtime, STREAM_ONLY).published[0]
+    sent = sum(r.method == "PUT" and "/_lfs/" in r.path for r in hub.requests[start:])
+    shards = len(list(sharded.glob("*.safetensors")))
+    assert len(streamed.copied) > 2
+    weights_sent = sent - 1  # direction.safetensors
+    assert weights_sent + len(streamed.copied) == shards
+    assert not abl_hub.push(out, runtime, STREAM_ONLY).published[0].changed
+    record = abl_hub.load_record(out)
+    shutil.rmtree(out)
+    abl_hub.convert(recipe, out, runtime)
+    whole = abl_hub.push(out, runtime, replace(STREAM_ONLY, merged_repo="w")).published[0]
+    assert whole.copied == streamed.copied
+    assert abl_hub.load_record(out).merged.files == record.merged.files

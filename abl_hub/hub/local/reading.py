@@ -93,7 +93,7 @@ async def paths_info(request: Request) -> Response:
     for path in asked:
         if path in files:
             entry = file_entry(path, files[path])
-            if files[path].sha256:
+            if files[path].sha256 and hub_of(request).store.chunked:
                 # The client copies files between repositories only where it sees a Xet hash. It is
                 # shown nowhere else, because there is no Xet store here to download from.
                 entry["xetHash"] = files[path].sha256

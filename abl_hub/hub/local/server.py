@@ -33,6 +33,9 @@ class LocalHub:
     It stores LFS objects and knows no Xet, so while it serves, `huggingface_hub` in this process
     uploads and downloads without Xet.
 
+    Args:
+        chunked: files show the Xet hash without which clients do not ask for copies.
+
     Attributes:
         endpoint: what to pass as `endpoint=`, once the context is entered.
         token: a token of `user` that may write.
@@ -43,13 +46,16 @@ class LocalHub:
         HubError: the port is taken, or the server did not start.
     """
 
-    def __init__(self, root: Path, user: str = "demo", *, port: int = 0) -> None:
+    def __init__(
+        self, root: Path, user: str = "demo", *, port: int = 0, chunked: bool = True
+    ) -> None:
         self.root = root
         self.user = user
         self.endpoint = ""
         self.requests: list[Request] = []
         self.faults = Faults()
         self._port = port
+        self._chunked = chunked
         self._accounts: dict[str, Account] = {}
         self.token = self.add_token(user)
         self._stack = ExitStack()
@@ -157,7 +163,9 @@ class LocalHub:
                 ) from error
             self._port = listening.getsockname()[1]
             self.endpoint = f"http://{HOST}:{self._port}"
-            app = application(Store(self.root), self._accounts, self.endpoint)
+            app = application(
+                Store(self.root, chunked=self._chunked), self._accounts, self.endpoint
+            )
             config = uvicorn.Config(
                 FaultyApp(app, faults=self.faults, log=self.requests, close=close),
                 http=Protocol,

@@ -86,6 +86,8 @@ class Repo(BaseModel):
     refs: dict[str, str] = Field(default_factory=dict)
     tags: dict[str, str] = Field(default_factory=dict)
     discussions: list[Discussion] = Field(default_factory=list)
+    objects: set[str] = Field(default_factory=set)
+    """SHA-256s of the LFS objects that were uploaded to it or copied into it."""
     space: Space | None = None
 
     @property
@@ -168,8 +170,8 @@ class Collection(BaseModel):
 class Store:
     """Everything under one folder: `repos/`, `collections/`, `git/` and `lfs/` (blobs by hash)."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, *, chunked: bool = True) -> None:
+        self.root, self.chunked = root, chunked
         for name in ("repos", "collections", "git", "lfs", "incoming"):
             (root / name).mkdir(parents=True, exist_ok=True)
         self.repos: dict[tuple[Kind, str], Repo] = {}

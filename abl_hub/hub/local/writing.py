@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from abl_hub.hub.local.access import (
     Refused,
+    check_gate,
     commit_of,
     hub_of,
     owner_of_namespace,
@@ -94,6 +95,7 @@ async def duplicate(request: Request) -> Response:
         source.kind, asked["repository"], private=private, sdk=sdk, author=author
     )
     title = f"Duplicate from {source.id}"
+    copy.objects |= source.objects
     copy.commit(dict(source.tree()), title=title, author=author, ref="main")
     hub.store.save(copy)
     return JSONResponse({"url": hub.url(copy)})
@@ -145,13 +147,14 @@ async def preupload(request: Request) -> Response:
 
 async def lfs_batch(request: Request) -> Response:
     hub = hub_of(request)
-    readable_repo(request)
+    repo = readable_repo(request)
     signed_in(request)
     objects = []
     for asked in (await request.json())["objects"]:
         answer = {"oid": asked["oid"], "size": asked["size"], "authenticated": True}
-        if hub.store.lfs_file(asked["oid"]) is None:
-            upload = {"href": f"{hub.endpoint}/_lfs/{asked['oid']}", "header": {}}
+        if asked["oid"] not in repo.objects:
+            href = f"{hub.endpoint}/_lfs/{asked['oid']}?kind={repo.kind}&repo={repo.id}"
+            upload = {"href": href, "header": {}}
             verify = {"href": f"{hub.endpoint}/_lfs/verify", "header": {}}
             answer["actions"] = {"upload": upload, "verify": verify}
         objects.append(answer)
@@ -162,6 +165,8 @@ async def lfs_upload(request: Request) -> Response:
     """One object; it appears whole, under its hash, or not at all."""
     store = hub_of(request).store
     oid = request.path_params["oid"]
+    asked: Any = request.query_params  # signed by the batch answer, on the real Hub
+    repo = store.repos[asked["kind"], asked["repo"]]
     target = store.lfs_path(oid)
     digest = hashlib.sha256()
     temporary = store.root / "incoming" / uuid.uuid4().hex
@@ -175,6 +180,8 @@ async def lfs_upload(request: Request) -> Response:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+    repo.objects.add(oid)
+    store.save(repo)
     return Response()
 
 
@@ -187,10 +194,20 @@ async def lfs_verify(request: Request) -> Response:
 
 
 async def lfs_duplicate(request: Request) -> Response:
-    store = hub_of(request).store
-    readable_repo(request)
+    """Copy LFS objects of this repository into another, which the caller must be able to write."""
+    hub = hub_of(request)
+    source = readable_repo(request)
+    check_gate(request, source)
     asked = await request.json()
-    missing = [f["sha256"] for f in asked["files"] if store.lfs_file(f["sha256"]) is None]
+    kind: Kind = asked["target"]["type"]
+    target = hub.store.repos.get((kind, asked["target"]["name"]))
+    if target is None:
+        raise Refused(404, "Repository not found", code="RepoNotFound")
+    owner_of_namespace(request, target.owner)
+    wanted = [file["sha256"] for file in asked["files"]]
+    target.objects |= source.objects & set(wanted)
+    hub.store.save(target)
+    missing = [sha256 for sha256 in wanted if sha256 not in source.objects]
     return JSONResponse({"failed": [{"sha256": sha, "error": "missing"} for sha in missing]})
 
 
@@ -210,7 +227,7 @@ async def commit(request: Request) -> Response:
         raise Refused(412, "A commit has happened since. Please refresh and try again.")
     tree = dict(repo.tree(parent))
     for line in lines[1:]:
-        _apply(hub.store, tree, line["key"], line["value"])
+        _apply(hub.store, repo, tree, line["key"], line["value"])
     discussion = None
     if as_pull_request:
         discussion = repo.open_discussion(title=header["summary"], author=author, pull_request=True)
@@ -234,14 +251,16 @@ async def commit(request: Request) -> Response:
     return JSONResponse(answer)
 
 
-def _apply(store: Store, tree: dict[str, File], key: str, value: dict[str, Any]) -> None:
+def _apply(
+    store: Store, repo: Repo, tree: dict[str, File], key: str, value: dict[str, Any]
+) -> None:
     """Apply one operation of a commit to `tree`."""
     path = value["path"]
     if key == "file":
         tree[path] = store.add_git_blob(base64.b64decode(value["content"]))
     elif key == "lfsFile":
         file = store.lfs_file(value["oid"])
-        if file is None:
+        if file is None or value["oid"] not in repo.objects:
             raise Refused(400, f"LFS object {value['oid']} was not uploaded")
         tree[path] = file
     elif key == "deletedFile":

@@ -18,12 +18,13 @@ _OPTIONS = (
     click.option("--namespace", help="User or organisation to publish under.  [default: yours]"),
     click.option("--merged-repo", help="Name of the merged model's repository."),
     click.option("--delta-repo", help="Name of the delta's repository."),
+    click.option("--direction-repo", help="Name of the direction's repository."),
     click.option("--space-repo", help="Name of the Space's repository."),
     click.option(
         "--only",
         multiple=True,
-        type=click.Choice(["merged", "delta", "space"]),
-        help="Publish only this; may be repeated.",
+        type=click.Choice(["merged", "delta", "direction", "space"]),
+        help="Publish only this; may be repeated. A direction becomes a data set.",
     ),
     click.option("--public", is_flag=True, help="Publish publicly instead of privately."),
     click.option(

@@ -22,6 +22,7 @@ from abl_hub.report.reproduce import SYSTEM, reproduce
 from abl_hub.resources import templates
 
 Section = TypeVar("Section")
+_LARGE = 1000.0
 
 __all__ = ["KINDS", "Kind", "environment", "render_card", "table"]
 
@@ -97,7 +98,8 @@ def environment() -> Environment:
     made.filters.update(
         plain=markdown.plain,
         code=markdown.code,
-        fenced=markdown.fenced,
+        command=markdown.command,
+        script=markdown.script,
         quoted=markdown.quoted,
         link=markdown.link,
         rate=rate,
@@ -163,4 +165,8 @@ def apart(difference: float | None) -> str:
 def _number(estimate: Estimate | None) -> str:
     if estimate is None:
         return ""
-    return f"{estimate.value:.3g} [{estimate.low:.3g}, {estimate.high:.3g}]"
+    value, low, high = (
+        f"{number:,.0f}" if number >= _LARGE else f"{number:.3g}"
+        for number in (estimate.value, estimate.low, estimate.high)
+    )
+    return f"{value} [{low}, {high}]"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -41,9 +42,18 @@ def code(value: Any) -> str:
     return "<code>" + re.sub(r"[^\w ]", lambda found: f"&#{ord(found[0])};", text) + "</code>"
 
 
-def fenced(value: Any) -> str:
-    """A fenced block of one line, with a fence longer than any in its content."""
-    text = one_line(value)
+def script(lines: Sequence[Any]) -> str:
+    """A fenced block of shell commands, one a line."""
+    return _block("\n".join(map(one_line, lines)))
+
+
+def command(parts: Sequence[Any]) -> str:
+    """A fenced block of one shell command, continued over a line for each part."""
+    return _block(" \\\n  ".join(map(one_line, parts)))
+
+
+def _block(text: str) -> str:
+    """With a fence longer than any in its content."""
     ticks = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, ticks + 1)
     return f"{fence}sh\n{text}\n{fence}"

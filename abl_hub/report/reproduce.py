@@ -20,27 +20,32 @@ SYSTEM = "SYSTEM_PROMPT"
 """Stands for the system prompt: a card shows no prompt, and `record.json` holds it."""
 
 
-def reproduce(record: Record) -> str:
-    """`abl-hub convert …` with commits and revisions; of local folders and files, only the name."""
+def reproduce(record: Record) -> tuple[str, ...]:
+    """`abl-hub convert …` and its options, with commits and revisions.
+
+    Of local folders and files, only the name.
+    """
     recipe, source = record.recipe, record.source
-    words = ["abl-hub", "convert", source.repo or Path(source.name).name]
+    options = [
+        ["--positive", _pinned(record.positive)],
+        ["--negative", _pinned(record.negative)],
+    ]
     if source.commit is not None:
-        words += ["--revision", source.commit]
-    words += ["--positive", _pinned(record.positive), "--negative", _pinned(record.negative)]
+        options.insert(0, ["--revision", source.commit])
     if recipe.sizes is not None:
-        for name in ("train", "validation", "test"):
-            words += [f"--{name}", str(getattr(recipe.sizes, name))]
+        sizes = ("train", "validation", "test")
+        options.append([w for n in sizes for w in (f"--{n}", str(getattr(recipe.sizes, n)))])
     if recipe.methods != DEFAULT_METHODS:
-        for method in recipe.methods:
-            words += ["--method", method]
+        options.append([word for method in recipe.methods for word in ("--method", method)])
     if recipe.layers is not None:
-        words += ["--layers", "-".join(map(str, recipe.layers))]
+        options.append(["--layers", "-".join(map(str, recipe.layers))])
     if recipe.system is not None:
-        words += ["--system", SYSTEM]
+        options.append(["--system", SYSTEM])
     for field in fields(Recipe):
         if field.name not in _OTHERWISE:
-            words += _option(field, getattr(recipe, field.name))
-    return shlex.join(words)
+            options.append(_option(field, getattr(recipe, field.name)))
+    command = ["abl-hub", "convert", source.repo or Path(source.name).name]
+    return tuple(shlex.join(words) for words in (command, *options) if words)
 
 
 def _pinned(prompts: PromptsRecord) -> str:

@@ -26,7 +26,15 @@ from abl_hub.stages.load_back import LoadedBack, load_back, reference
 from abl_hub.stages.runtime import Runtime
 from abl_hub.stages.space import write_space
 from abl_hub.stages.stream import stream_merged
-from abl_hub.stages.target import SPACE, Target, check_allowed, gate_prompt, repositories
+from abl_hub.stages.target import (
+    SPACE,
+    Part,
+    Target,
+    check_allowed,
+    gate_prompt,
+    repo_type,
+    repositories,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +71,7 @@ def push(out: Path, runtime: Runtime, target: Target | None = None) -> Pushed:
     repos = repositories(record, target, owner)
     wanted = reference(record, target.parts, out, runtime)
     home = out.resolve()
-    folders: dict[str, Path] = {part: home / part for part in target.parts}
+    folders: dict[Part, Path] = {part: home / part for part in target.parts}
     gate = gate_prompt(record, target)
     base = record.source
     origin = (base.repo, base.commit) if base.repo and base.commit else None
@@ -90,7 +98,7 @@ def push(out: Path, runtime: Runtime, target: Target | None = None) -> Pushed:
                 published[part] = publish(
                     folder,
                     repo_id=repos[part],
-                    kind="space" if part == SPACE else "model",
+                    kind=repo_type(part),
                     private=not target.public,
                     gated=None if part == SPACE else target.gated,
                     create_pr=target.create_pr,

@@ -11,8 +11,9 @@ from abl_hub.hub.licence import forbids_derivatives, named_as_asked
 if TYPE_CHECKING:
     from abl_hub.report.record import Record
 
-Part = Literal["merged", "delta", "space"]
-PARTS: tuple[Part, ...] = ("merged", "delta", "space")
+Part = Literal["merged", "delta", "direction", "space"]
+PARTS: tuple[Part, ...] = ("merged", "delta", "direction", "space")
+_USUAL: tuple[Part, ...] = ("merged", "delta", "space")
 SPACE = "space"
 
 
@@ -22,8 +23,9 @@ class Target:
 
     Args:
         namespace: user or organisation; None is the token's own.
-        merged_repo, delta_repo, space_repo: names; None derives them from the base's.
-        only: parts to publish; empty is all.
+        merged_repo, delta_repo, direction_repo, space_repo: names; None derives them from the
+            base's.
+        only: parts to publish; empty is all but the direction by itself.
         public: publicly instead of privately.
         gated: readers must ask for access.
         gate_prompt: what they read when they ask; None is a text about the edit.
@@ -35,6 +37,7 @@ class Target:
     namespace: str | None = None
     merged_repo: str | None = None
     delta_repo: str | None = None
+    direction_repo: str | None = None
     space_repo: str | None = None
     only: tuple[Part, ...] = ()
     public: bool = False
@@ -46,19 +49,31 @@ class Target:
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        return tuple(part for part in PARTS if part in self.only) or PARTS
+        return tuple(part for part in PARTS if part in self.only) or _USUAL
 
 
 def repositories(record: Record, target: Target, owner: str) -> dict[str, str]:
-    """Repository ids of all parts."""
+    """Repository ids of all parts; of the direction only if it is published."""
     name = (record.source.repo or record.source.name).rstrip("/").rpartition("/")[2]
     name = named_as_asked(name, record.source.licence, record.source.licence_name)
     names = {
         "merged": target.merged_repo or f"{name}-abliterated",
         "delta": target.delta_repo or f"{name}-abliterated-delta",
+        "direction": target.direction_repo or f"{name}-abliterated-direction",
         "space": target.space_repo or f"{name}-abliterated-compare",
     }
-    return {part: f"{owner}/{chosen}" for part, chosen in names.items()}
+    return {
+        part: f"{owner}/{chosen}"
+        for part, chosen in names.items()
+        if part in target.parts or part in _USUAL
+    }
+
+
+def repo_type(part: Part) -> Literal["model", "dataset", "space"]:
+    """What kind of repository a part is published as."""
+    if part == SPACE:
+        return "space"
+    return "dataset" if part == "direction" else "model"
 
 
 def gate_prompt(record: Record, target: Target) -> str | None:

@@ -99,6 +99,8 @@ def test_the_command_of_a_card_makes_the_same_recipe(record: Record) -> None:
         behaviour="two words",
         methods=("svd", "som"),
         rank=2,
+        strengths="fit",
+        budget=3,
         strength=0.5,
         layers=(1, 3),
         seed=7,
@@ -109,7 +111,7 @@ def test_the_command_of_a_card_makes_the_same_recipe(record: Record) -> None:
         random_draws=1,
         trust_remote_code=True,
     )
-    words = shlex.split(reproduce(replace(record, recipe=asked)))
+    words = shlex.split(" ".join(reproduce(replace(record, recipe=asked))))
     assert words[:2] == ["abl-hub", "convert"]
     context = convert.make_context("convert", words[2:])
     known = {field.name for field in fields(Recipe)} | {"train", "validation", "test"}

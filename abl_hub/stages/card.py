@@ -35,11 +35,10 @@ def write_cards(
         EvaluationError: the record has no evaluation yet.
         SourceError: the base's licence files are not there.
     """
-    (out / ALONE).mkdir(exist_ok=True)
     return tuple(
         write_card(out, kind, out / kind, repos, gate_prompt=gate_prompt)
         for kind in kinds(load_record(out))
-        if (out / kind).is_dir()  # a merged model that is streamed is not
+        if kind == ALONE or (out / kind).is_dir()  # a merged model that is streamed is not
     )
 
 
@@ -65,7 +64,7 @@ def write_card(
             next_step=f"Run `abl-hub evaluate {out}` first",
         )
     plots = folder / PLOTS
-    plots.mkdir(exist_ok=True)
+    plots.mkdir(parents=kind == ALONE, exist_ok=True)
     candidates_plot(record, plots / "candidates.png")
     deltas_plot(record, plots / "deltas.png")
     for name in (RECORD, DIRECTION):

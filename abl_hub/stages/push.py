@@ -28,7 +28,6 @@ from abl_hub.stages.space import write_space
 from abl_hub.stages.stream import stream_merged
 from abl_hub.stages.target import (
     SPACE,
-    Part,
     Target,
     check_allowed,
     gate_prompt,
@@ -71,7 +70,7 @@ def push(out: Path, runtime: Runtime, target: Target | None = None) -> Pushed:
     repos = repositories(record, target, owner)
     wanted = reference(record, target.parts, out, runtime)
     home = out.resolve()
-    folders: dict[Part, Path] = {part: home / part for part in target.parts}
+    folders: dict[str, Path] = {part: home / part for part in target.parts}
     gate = gate_prompt(record, target)
     base = record.source
     origin = (base.repo, base.commit) if base.repo and base.commit else None

@@ -69,7 +69,7 @@ def repositories(record: Record, target: Target, owner: str) -> dict[str, str]:
     }
 
 
-def repo_type(part: Part) -> Literal["model", "dataset", "space"]:
+def repo_type(part: str) -> Literal["model", "dataset", "space"]:
     """What kind of repository a part is published as."""
     if part == SPACE:
         return "space"

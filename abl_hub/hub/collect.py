@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import Collection, HfApi
+from huggingface_hub.errors import HfHubHTTPError
 
 from abl_hub.hub.failures import translated
 from abl_hub.hub.publish import Published
@@ -70,16 +73,38 @@ def collect(
     items: list[tuple[str, Kind]] = [(base, "model")] if base else []
     items += [(item.repo, item.kind) for item in published]
     patience = backoff or Backoff()
+
+    def create() -> Collection:
+        try:
+            return api.create_collection(title, namespace=namespace, private=private)
+        except HfHubHTTPError as error:
+            # A conflict that names the collection says that it is there already.
+            slug = _conflict(error).get("slug")
+            if slug is None:
+                raise
+            return api.get_collection(slug)
+
+    def add(slug: str, repo: str, kind: Kind) -> None:
+        try:
+            api.add_collection_item(slug, repo, kind)
+        except HfHubHTTPError as error:
+            if error.response.status_code != 409:
+                raise
+            if repo not in {item.item_id for item in api.get_collection(slug).items}:
+                raise
+
     with translated("", endpoint=api.endpoint):
-        made = patience.run(
-            lambda: api.create_collection(
-                title, namespace=namespace, private=private, exists_ok=True
-            )
-        )
+        made = patience.run(create)
+        held = {(item.item_id, item.item_type) for item in made.items}
         for repo, kind in items:
-            patience.run(
-                lambda repo=repo, kind=kind: api.add_collection_item(  # type: ignore[misc]
-                    made.slug, repo, kind, exists_ok=True
-                )
-            )
+            if (repo, kind) not in held:
+                patience.run(partial(add, made.slug, repo, kind))
     return made.url
+
+
+def _conflict(error: HfHubHTTPError) -> dict[str, Any]:
+    """What the Hub says about a conflict; empty if it is none."""
+    if error.response.status_code != 409:
+        return {}
+    content = error.response.json()
+    return content if isinstance(content, dict) else {}

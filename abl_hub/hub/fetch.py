@@ -16,6 +16,10 @@ from abl_hub.hub.failures import translated
 from abl_hub.hub.publish import Published
 from abl_hub.hub.retry import Backoff
 
+_NO_CACHE = ".no-cache"
+"""A folder that is not there. Without it the client would copy what its own cache holds; and its
+`force_download` turns every refusal of the Hub into a ValueError."""
+
 
 def fetch_published(
     published: Published,
@@ -25,7 +29,7 @@ def fetch_published(
     endpoint: str | None = None,
     backoff: Backoff | None = None,
 ) -> Iterator[tuple[str, Path]]:
-    """Download every published file into `folder`; yield (path in the repository, file).
+    """Download every published file into the empty `folder`; yield (path in the repository, file).
 
     One at a time: the caller may delete a file before it asks for the next.
 
@@ -43,7 +47,7 @@ def fetch_published(
                 repo_type=published.kind,
                 revision=published.commit,
                 local_dir=folder,
-                force_download=True,
+                cache_dir=folder / _NO_CACHE,
             )
 
         with (

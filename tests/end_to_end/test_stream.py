@@ -207,6 +207,21 @@ def test_broken_off_and_called_again(
     assert [r.path for r in hub.requests if r.method == "PUT" and r.status == 200] == sent
 
 
+def test_streamed_into_a_pull_request(
+    streamable: Path, hub: LocalHub, runtime: abl_hub.Runtime
+) -> None:
+    target = replace(STREAM_ONLY, create_pr=True)
+    with pytest.raises(HubError, match=r"no model demo/m to open a pull request"):
+        abl_hub.push(streamable, runtime, target)
+    api = HfApi(endpoint=hub.endpoint, token=hub.token)
+    api.create_repo("demo/m", private=True)
+    first, again = (abl_hub.push(streamable, runtime, target).published[0] for _ in range(2))
+    assert first.url.endswith("/demo/m/discussions/1")
+    assert (again.commit, again.changed) == (first.commit, False)
+    assert api.list_repo_files("demo/m") == [".gitattributes"]
+    assert INDEX in api.list_repo_files("demo/m", revision="refs/pr/1")
+
+
 def test_a_shard_that_fails_its_check_is_not_uploaded(
     small_recipe: abl_hub.Recipe,
     sharded: Path,

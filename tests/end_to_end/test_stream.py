@@ -254,6 +254,7 @@ def test_stream_without_push_is_a_mistake(sharded: Path, here: Path) -> None:
         assert "--stream needs --push" in done.stderr
 
 
+@pytest.mark.slow  # two more conversions; tests/hub/test_copies.py has the same on a few bytes
 def test_shards_that_the_edit_does_not_touch_are_copied_by_the_hub(
     small_recipe: abl_hub.Recipe,
     sharded: Path,

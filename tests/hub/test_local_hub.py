@@ -302,3 +302,9 @@ def test_the_log_has_no_tokens(hub: LocalHub, api: HfApi):
         200,
     )
     assert hub.token not in repr(hub.requests)
+
+
+def test_lists_of_other_things_are_not_there(hub: LocalHub):
+    """The client asks for a list of agents when it first sends a request."""
+    assert httpx.get(f"{hub.endpoint}/api/agents").status_code == 404
+    assert httpx.get(f"{hub.endpoint}/api/models").json() == []

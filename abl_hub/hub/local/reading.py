@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from abl_hub.hub.local.access import (
+    KINDS,
     Hub,
     Refused,
     check_gate,
@@ -52,7 +53,9 @@ async def auth_check(request: Request) -> Response:
 async def list_repos(request: Request) -> Response:
     """All repositories of a kind that are public, or private and the caller's own."""
     hub = hub_of(request)
-    kind = request.path_params["kind"].removesuffix("s")
+    kind = KINDS.get(request.path_params["kind"])
+    if kind is None:  # the client asks for lists of other things, too, and lives without them
+        raise Refused(404, "Not found")
     user = signed_in(request).user if "authorization" in request.headers else None
     author = request.query_params.get("author")
     shown = [

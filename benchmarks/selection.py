@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import AbstractContextManager
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from abl_hub.directions.methods import METHODS
 from abl_hub.directions.proposal import Proposal
 from abl_hub.directions.selection import behaviour_tokens, select, validate
 from abl_hub.edits.edit import remove
-from abl_hub.edits.hooks import applied
+from abl_hub.edits.hooks import Active, prepared
 from abl_hub.model.chat import load_chat_model
 from abl_hub.model.gains import gains
 from abl_hub.model.trace import trace_writers
@@ -45,9 +46,15 @@ def compare(name: str, folder: Path, method: str = "projected") -> None:
     trace = trace_writers(chat.model)
     between = gains(chat.model, trace.writers)
 
-    def ablate(proposal: Proposal) -> AbstractContextManager[None]:
-        return applied(remove(proposal.basis, trace.writers), chat.model, between)
+    @cache
+    def ready(proposal: Proposal) -> Active:
+        return prepared(remove(proposal.basis, trace.writers), chat.model, between)
 
+    def ablate(proposal: Proposal) -> AbstractContextManager[None]:
+        return ready(proposal)()
+
+    for proposal in proposals:
+        ready(proposal)  # the edits' factors are the same for both, and not what is compared
     start = time.perf_counter()
     with counted(chat) as plain:
         validation = validate(chat, contrast, tokens)

@@ -13,7 +13,7 @@ import argparse
 import os
 import time
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -28,7 +28,7 @@ from abl_hub.directions.methods.projected import without
 from abl_hub.directions.proposal import Proposal
 from abl_hub.directions.selection import behaviour_tokens, select, validate
 from abl_hub.edits.edit import remove
-from abl_hub.edits.hooks import applied
+from abl_hub.edits.hooks import Active, prepared
 from abl_hub.evaluation.evaluate import Protocol
 from abl_hub.evaluation.subject import Subject
 from abl_hub.evaluation.trial import baseline, trial
@@ -53,8 +53,12 @@ def fitted(chat: ChatModel, contrast: Contrast, evidence: Evidence) -> tuple[Sub
     trace = trace_writers(chat.model)
     between = gains(chat.model, trace.writers)
 
+    @cache
+    def ready(proposal: Proposal) -> Active:
+        return prepared(remove(proposal.basis, trace.writers), chat.model, between)
+
     def ablate(proposal: Proposal) -> AbstractContextManager[None]:
-        return applied(remove(proposal.basis, trace.writers), chat.model, between)
+        return ready(proposal)()
 
     recipe = Recipe(source="", positive="", negative="", strengths="fit")
     method = "projected"
@@ -81,22 +85,22 @@ def fitted(chat: ChatModel, contrast: Contrast, evidence: Evidence) -> tuple[Sub
         damage=outcome.damage,
         kl=outcome.kl,
     )
-    _, strengths = choose_strengths(
+    direction, strengths = choose_strengths(
         chat,
         against,
         partial(lesson_of, chat, contrast, evidence.behaviour_tokens, rows=32),
-        {method: selection.direction},
+        {method: (selection.direction, *selection.deeper)},
         (finalist,),
         trace,
         between,
         recipe,
         SILENT,
     )
-    edit = asked_edit(recipe, selection.direction, trace)
+    edit = asked_edit(recipe, direction, trace)
     if strengths.chosen is not None:
         edit = scaled(edit, groups(trace), strengths.points[strengths.chosen].strengths)
-    what = f"layer {selection.chosen.layer}, {sum(s > 0.01 for s in edit.strengths)} writers"
-    return Subject(chat=chat, active=partial(applied, edit, chat.model, between)), what
+    what = f"layer {direction.layer}, {sum(s > 0.01 for s in edit.strengths)} writers"
+    return Subject(chat=chat, active=prepared(edit, chat.model, between)), what
 
 
 def searched(

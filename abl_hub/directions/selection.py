@@ -43,6 +43,7 @@ Ablation = Callable[[Proposal], AbstractContextManager[None]]
 MAX_KL = 0.1
 MIN_INDUCE = 0.0
 MAX_DEPTH = 0.8
+DEEPER = (0.65, 0.85)
 _FAR_LIKELIER = 0.02
 _FEWEST = 4
 
@@ -81,6 +82,8 @@ class Selection:
 
     Args:
         direction: of the chosen candidate.
+        deeper: directions of the same kind nearer to the output. One strength for all writers does
+            badly with them, but fitted strengths may do better.
         proposal: what the method proposed there.
         chosen: the candidate.
         candidates: all of them.
@@ -88,6 +91,7 @@ class Selection:
     """
 
     direction: Direction
+    deeper: tuple[Direction, ...]
     proposal: Proposal
     chosen: Candidate
     candidates: tuple[Candidate, ...]
@@ -196,21 +200,39 @@ def select(
     candidates = tuple(_candidate(scores, jury) for scores in judged)
     chosen = candidates[judged.index(winner)]
     proposal = winner.proposal
+    direction = _direction(proposal, method, behaviour)
     return Selection(
-        direction=Direction(
-            vector=proposal.basis[0],
-            layer=chosen.layer,
-            position=chosen.position,
-            norm=chosen.norm,
-            method=method,
-            behaviour=behaviour,
-            further=proposal.basis[1:] if len(proposal.basis) > 1 else None,
-            along=proposal.along,
-        ),
+        direction=direction,
+        deeper=_deeper(proposals, direction, len(chat.layers)),
         proposal=proposal,
         chosen=chosen,
         candidates=candidates,
         passed=passed,
+    )
+
+
+def _direction(proposal: Proposal, method: str, behaviour: str) -> Direction:
+    return Direction(
+        vector=proposal.basis[0],
+        layer=proposal.layer,
+        position=proposal.position,
+        norm=proposal.norm,
+        method=method,
+        behaviour=behaviour,
+        further=proposal.basis[1:] if len(proposal.basis) > 1 else None,
+        along=proposal.along,
+    )
+
+
+def _deeper(proposals: Sequence[Proposal], chosen: Direction, layers: int) -> tuple[Direction, ...]:
+    """The same method's directions at two thirds and five sixths of the depth, if it has them."""
+    wanted = {round(share * (layers - 1)) for share in DEEPER} - {chosen.layer}
+    return tuple(
+        _direction(proposal, chosen.method, chosen.behaviour)
+        for proposal in proposals
+        if proposal.layer in wanted
+        and proposal.position == chosen.position
+        and len(proposal.basis) == chosen.rank
     )
 
 

@@ -5,8 +5,9 @@ Leaves the weights alone and a tied head untouched, so it is what the other two 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,10 +15,12 @@ import torch
 from abl_hub.edits.edit import Edit, Gains, factors
 from abl_hub.model.stream import Projection, projecting
 
+Active = Callable[[], AbstractContextManager[None]]
+"""Opens a context in which the model runs as if it were edited; as often as one likes."""
 
-@contextmanager
-def applied(edit: Edit, model: Any, gains: Gains) -> Iterator[None]:
-    """Run `model` as if it were edited.
+
+def prepared(edit: Edit, model: Any, gains: Gains) -> Active:
+    """Make `edit` ready to be switched on and off: its factors are computed once, here.
 
     Args:
         gains: effective gains of the norms between writers and stream, by parameter name.
@@ -31,5 +34,9 @@ def applied(edit: Edit, model: Any, gains: Gains) -> Iterator[None]:
                 writer.axis,
                 Projection(read=change.read.to(device), remove=change.remove.to(device)),
             )
-    with projecting(model, projections):
-        yield
+    return partial(projecting, model, projections)
+
+
+def applied(edit: Edit, model: Any, gains: Gains) -> AbstractContextManager[None]:
+    """Run `model` as if it were edited, once."""
+    return prepared(edit, model, gains)()

@@ -108,6 +108,8 @@ class StrengthsPoint:
 
     method: str
     """Whose direction it removes."""
+    layer: int
+    """Where that direction was read."""
     kl_weight: float | None
     """How KL was weighed in the fit; None is strength 1 everywhere."""
     strengths: Mapping[str, float]

@@ -18,7 +18,7 @@ import torch
 
 from abl_hub.directions.direction import Direction
 from abl_hub.edits.edit import orthonormal
-from abl_hub.edits.hooks import applied
+from abl_hub.edits.hooks import Active, prepared
 from abl_hub.errors import EvaluationError
 from abl_hub.evaluation.evaluate import Protocol, Questions
 from abl_hub.evaluation.evaluate import evaluate as measure
@@ -71,9 +71,9 @@ def evaluate(
     between = gains(base.model, trace.writers)
     fitted = recorded_edit(record, direction, trace)
 
-    def without(basis: torch.Tensor) -> AbstractContextManager[None]:
+    def without(basis: torch.Tensor) -> Active:
         # The control differs in its directions alone: the same writers, as strongly.
-        return applied(replace(fitted, directions=basis, along=None), base.model, between)
+        return prepared(replace(fitted, directions=basis, along=None), base.model, between)
 
     def added(vector: torch.Tensor) -> AbstractContextManager[None]:
         return adding(base.layers, direction.layer, vector)
@@ -81,7 +81,7 @@ def evaluate(
     if merged:
         edited = Subject(chat=load_recorded(out / MERGED, recipe, runtime))
     else:
-        edited = Subject(chat=base, active=partial(applied, fitted, base.model, between))
+        edited = Subject(chat=base, active=prepared(fitted, base.model, between))
     controls = random_subspaces(direction.width, direction.rank, recipe.random_draws, recipe.seed)
     replies: list[dict[str, str]] = []
 
@@ -99,7 +99,7 @@ def evaluate(
         ),
         base=Subject(chat=base),
         edited=edited,
-        random=[Subject(chat=base, active=partial(without, basis)) for basis in controls],
+        random=[Subject(chat=base, active=without(basis)) for basis in controls],
         induced=Subject(chat=base, active=partial(added, direction.addition)),
         induced_random=Subject(chat=base, active=partial(added, direction.norm * controls[0][0])),
         protocol=Protocol(max_new_tokens=recipe.max_new_tokens, rows=runtime.rows),

@@ -5,10 +5,11 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
+from abl_hub.directions.direction import Direction
 from abl_hub.directions.evidence import Evidence
 from abl_hub.directions.means import Means, mean_activations
 from abl_hub.directions.methods import METHODS
@@ -16,7 +17,7 @@ from abl_hub.directions.methods.category import category_directions, cosines
 from abl_hub.directions.proposal import Proposal
 from abl_hub.directions.selection import Ablation, Selection, behaviour_tokens, select, validate
 from abl_hub.edits.edit import remove
-from abl_hub.edits.hooks import applied
+from abl_hub.edits.hooks import Active, prepared
 from abl_hub.errors import SourceError
 from abl_hub.evaluation.evaluate import Protocol
 from abl_hub.evaluation.subject import Subject
@@ -75,7 +76,8 @@ def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -
     )
     between = gains(chat.model, trace.writers)
 
-    def ablate(proposal: Proposal) -> AbstractContextManager[None]:
+    @cache
+    def ready(proposal: Proposal) -> Active:
         edit = remove(
             proposal.basis,
             trace.writers,
@@ -83,7 +85,10 @@ def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -
             layers=recipe.layers,
             along=proposal.along,
         )
-        return applied(edit, chat.model, between)
+        return prepared(edit, chat.model, between)
+
+    def ablate(proposal: Proposal) -> AbstractContextManager[None]:
+        return ready(proposal)()
 
     means = mean_activations(chat, prompts.contrast, rows=runtime.rows, progress=runtime.progress)
     tokens = behaviour_tokens(means)
@@ -120,24 +125,24 @@ def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -
     )
     finalists = _finalists(chat, against, selections, ablate, runtime)
     finalists = tuple(sorted(finalists, key=_rank))
-    method, strengths = choose_strengths(
+    direction, strengths = choose_strengths(
         chat,
         against,
         partial(lesson_of, chat, prompts.contrast, tokens, rows=runtime.rows),
-        {name: selection.direction for name, selection in selections.items()},
+        {name: (found.direction, *found.deeper) for name, found in selections.items()},
         finalists,
         trace,
         between,
         recipe,
         runtime.progress,
     )
-    chosen = selections[method]
+    chosen = selections[direction.method]
     if not chosen.passed:
         runtime.progress.note(
             "No candidate met the paper's thresholds; the one that changes answered prompts least "
             "was taken, and the record says so."
         )
-    chosen.direction.save(out / DIRECTION)
+    direction.save(out / DIRECTION)
     keep_legal(source.folder, source.licence.files, out)
     record = Record(
         schema=SCHEMA,
@@ -147,7 +152,7 @@ def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -
         source=describe_source(source),
         positive=describe_prompts(prompts.positive, prompts.contrast.positive),
         negative=describe_prompts(prompts.negative, prompts.contrast.negative),
-        direction=_direction(chosen, means),
+        direction=_direction(direction, means),
         selection=SelectionRecord(
             rule=RULE,
             chosen=chosen.chosen,
@@ -156,7 +161,7 @@ def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -
             candidates={method: selected.candidates for method, selected in selections.items()},
             behaviour_tokens=tuple(chat.tokenizer.decode([token]) for token in validation.tokens),
             filtered=validation.filtered,
-            category_cosines=_category_cosines(evidence, chosen),
+            category_cosines=_category_cosines(evidence, direction),
         ),
         strengths=strengths,
     )
@@ -199,16 +204,15 @@ def _rank(finalist: Finalist) -> tuple[float, bool, float]:
 
 
 def _category_cosines(
-    evidence: Evidence, chosen: Selection
+    evidence: Evidence, direction: Direction
 ) -> Mapping[str, Mapping[str, float]] | None:
     """How the categories' directions lie to each other, if it was asked for them."""
-    if chosen.direction.method != "category":
+    if direction.method != "category":
         return None
-    return cosines(category_directions(evidence), chosen.chosen.layer)
+    return cosines(category_directions(evidence), direction.layer)
 
 
-def _direction(selection: Selection, means: Means) -> DirectionRecord:
-    direction = selection.direction
+def _direction(direction: Direction, means: Means) -> DirectionRecord:
     layers, positions, width = means.shape
     return DirectionRecord(
         behaviour=direction.behaviour,

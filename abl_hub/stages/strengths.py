@@ -5,14 +5,13 @@ The fit sees training prompts, the choice validation prompts; test prompts are f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 
 from abl_hub.directions.contrast import Contrast
 from abl_hub.directions.direction import Direction
 from abl_hub.edits.edit import Gains
-from abl_hub.edits.hooks import applied
+from abl_hub.edits.hooks import prepared
 from abl_hub.evaluation.subject import Subject
 from abl_hub.evaluation.trial import Baseline
 from abl_hub.model.chat import ChatModel
@@ -27,43 +26,43 @@ from abl_hub.strengths.groups import groups
 
 _NEGATIVE_REPLIES = 48
 _REPLY_TOKENS = 24
-_PREVIEW_STEPS = 6
+_PREVIEW_STEPS = 4
 
 
 def choose_strengths(
     chat: ChatModel,
     against: Baseline,
     lesson: Callable[[], Lesson],
-    directions: Mapping[str, Direction],
+    directions: Mapping[str, Sequence[Direction]],
     finalists: tuple[Finalist, ...],
     trace: Trace,
     between: Gains,
     recipe: Recipe,
     progress: Progress,
-) -> tuple[str, StrengthsRecord]:
-    """The method whose direction is removed, and how strongly.
+) -> tuple[Direction, StrengthsRecord]:
+    """The direction that is removed, and how strongly.
 
     Args:
         against: the unedited model on the validation prompts.
         lesson: makes what is fitted on, if there is a fit.
-        directions: of each method.
-        finalists: the same, judged at one strength; the best one first.
+        directions: of each method, the one that was judged first.
+        finalists: those, judged at one strength; the best one first.
     """
     best = finalists[0]
+    uniform = directions[best.method][0]
     if recipe.strengths == "one":
-        return best.method, StrengthsRecord(reason="one strength was asked for")
+        return uniform, StrengthsRecord(reason="one strength was asked for")
     one_reply = 1 / min(len(against.positive), len(against.negative))
     if recipe.strengths == "auto" and best.failures + best.damage <= one_reply:
-        return best.method, StrengthsRecord(
+        return uniform, StrengthsRecord(
             reason="one strength leaves at most one failed validation reply: nothing to improve"
         )
     names, shown = groups(trace), lesson()
-    edits = {name: asked_edit(recipe, direction, trace) for name, direction in directions.items()}
 
-    def fitted(method: str, budget: Budget) -> list[Fitted]:
+    def fitted(direction: Direction, budget: Budget) -> list[Fitted]:
         return fit(
             chat,
-            edits[method],
+            asked_edit(recipe, direction, trace),
             names,
             between,
             shown,
@@ -72,16 +71,17 @@ def choose_strengths(
             progress=progress,
         )
 
-    method = best.method
-    if len(directions) > 1:
+    candidates = [direction for found in directions.values() for direction in found]
+    fittest = candidates[0]
+    if len(candidates) > 1:
         # Which direction suits fitted strengths best is told by a short fit, not by one strength.
         preview = Budget(steps=_PREVIEW_STEPS, kl_weights=Budget().kl_weights[:1])
-        method = min(directions, key=lambda name: fitted(name, preview)[0].loss)
-    front = fitted(method, Budget(steps=recipe.budget))
+        fittest = min(candidates, key=lambda direction: fitted(direction, preview)[0].loss)
+    front = fitted(fittest, Budget(steps=recipe.budget))
 
     def subject(strengths: Mapping[str, float]) -> Subject:
-        edit = scaled(edits[method], names, strengths)
-        return Subject(chat=chat, active=partial(applied, edit, chat.model, between))
+        edit = scaled(asked_edit(recipe, fittest, trace), names, strengths)
+        return Subject(chat=chat, active=prepared(edit, chat.model, between))
 
     points = [_uniform(finalist) for finalist in finalists]
     with progress.stage("Judging strengths", len(front)) as advance:
@@ -89,7 +89,8 @@ def choose_strengths(
             edited = subject(point.strengths)
             points.append(
                 StrengthsPoint(
-                    method=method,
+                    method=fittest.method,
+                    layer=fittest.layer,
                     kl_weight=point.kl_weight,
                     strengths=point.strengths,
                     failures=against.failures(edited),
@@ -97,12 +98,13 @@ def choose_strengths(
                 )
             )
             advance(1)
-    return _chosen(points, recipe, lambda point: against.damage(subject(point.strengths)))
+    record = _chosen(points, recipe, lambda point: against.damage(subject(point.strengths)))
+    return uniform if record.chosen is None else fittest, record
 
 
 def _chosen(
     points: list[StrengthsPoint], recipe: Recipe, damage: Callable[[StrengthsPoint], float]
-) -> tuple[str, StrengthsRecord]:
+) -> StrengthsRecord:
     """The best point; damage is only measured where the choice depends on it."""
     order = sorted(range(len(points)), key=lambda i: _rank(points[i]))
     if recipe.strengths == "fit":
@@ -122,7 +124,7 @@ def _chosen(
         f"of {len(points)} points, fewest failures and least damage on validation prompts "
         f"({taken.failures + hurt:.2f}), then lowest KL ({taken.kl:.4f})"
     )
-    return taken.method, StrengthsRecord(
+    return StrengthsRecord(
         reason=reason,
         chosen=None if taken.kl_weight is None else best,
         points=tuple(points),
@@ -149,6 +151,7 @@ def lesson_of(
 def _uniform(finalist: Finalist) -> StrengthsPoint:
     return StrengthsPoint(
         method=finalist.method,
+        layer=finalist.layer,
         kl_weight=None,
         strengths={},
         failures=finalist.failures,

@@ -44,7 +44,7 @@ class Budget:
 
     steps: int = 10
     further: int = 6
-    kl_weights: tuple[float, ...] = (30.0, 300.0, 3000.0)
+    kl_weights: tuple[float, ...] = (100.0, 300.0, 1000.0, 3000.0)
     positive: int = 32
     negative: int = 16
 

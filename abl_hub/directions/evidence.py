@@ -66,20 +66,26 @@ class Evidence:
     def samples(self) -> Samples:
         """At most 256 training prompts a side: 256 · layers · positions · width · 4 bytes each."""
         return Samples(
-            positive=_activations(self.chat, self.contrast.positive.train, self.rows),
-            negative=_activations(self.chat, self.contrast.negative.train, self.rows),
+            positive=activations(self.chat, self.contrast.positive.train, rows=self.rows),
+            negative=activations(self.chat, self.contrast.negative.train, rows=self.rows),
         )
 
 
 @torch.inference_mode()
-def _activations(chat: ChatModel, prompts: Sequence[str], rows: int) -> torch.Tensor:
+def activations(
+    chat: ChatModel, prompts: Sequence[str], *, positions: int | None = None, rows: int = 32
+) -> torch.Tensor:
+    """Block outputs at the last `positions` tokens (None: all after the instruction).
+
+    Of at most 256 prompts: (prompts, layers, positions, width), float32, on the CPU.
+    """
     chosen = prompts[:_MOST_SAMPLES]
-    positions = len(chat.post_instruction_tokens)
-    kept = torch.empty(len(chosen), len(chat.layers), positions, chat.width)
+    kept_positions = positions or len(chat.post_instruction_tokens)
+    kept = torch.empty(len(chosen), len(chat.layers), kept_positions, chat.width)
     where: list[int] = []
 
     def keep(layer: int, hidden: torch.Tensor) -> None:
-        kept[where, layer] = hidden[:, -positions:].float().cpu()
+        kept[where, layer] = hidden[:, -kept_positions:].float().cpu()
 
     sequences = [chat.prompt_tokens(prompt) for prompt in chosen]
     with reading(chat.layers, keep):

@@ -12,8 +12,10 @@ from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from abl_hub.directions.geometry import LayerGeometry, Stability
 from abl_hub.directions.selection import Candidate
 from abl_hub.errors import SourceError
+from abl_hub.evaluation.detector import Detector
 from abl_hub.evaluation.evaluate import Evaluation
 from abl_hub.report.recipe import Recipe
 
@@ -97,9 +99,12 @@ class SelectionRecord:
     finalists: tuple[Finalist, ...]
     candidates: Mapping[str, tuple[Candidate, ...]]
     behaviour_tokens: tuple[str, ...]
+    """First tokens of replies that show the behaviour."""
     filtered: bool
     category_cosines: Mapping[str, Mapping[str, float]] | None = None
     """Between the directions of single categories, at the chosen layer."""
+    behaviour_ids: tuple[int, ...] = ()
+    """The ids of `behaviour_tokens`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +195,68 @@ class AgreementRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Separation:
+    """Projections of held-out prompts on the direction, at its layer and position."""
+
+    edges: tuple[float, ...]
+    """Of the bins, in units of the residual stream; one more than there are bins."""
+    positive: tuple[int, ...]
+    negative: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detection:
+    """The projection on one layer's own difference in means, as a detector."""
+
+    layer: int
+    detector: Detector
+
+
+@dataclass(frozen=True, kw_only=True)
+class HarmAndExecution:
+    """Recognising against acting: the instruction's last token and the prompt's last token.
+
+    Log-odds of the behaviour's tokens on positive validation prompts.
+    """
+
+    layer: int
+    cosine: float
+    base: float
+    without_harm: float
+    without_execution: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dose:
+    """What one strength does on validation prompts, by whole replies."""
+
+    strength: float
+    failures: float
+    damage: float
+    kl: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalysisRecord:
+    """How the behaviour lies in the residual stream of the unedited model."""
+
+    separation: Separation
+    detection: tuple[Detection, ...]
+    stability: Stability
+    geometry: tuple[LayerGeometry, ...]
+    cosines: tuple[tuple[float, ...], ...]
+    """Between the layers' differences in means at the prompt's last token."""
+    shares: tuple[float, ...]
+    """Of the paired differences' squared length at the direction's layer, largest ten."""
+    residual: tuple[float, ...]
+    """Log-odds of the behaviour after 0, 1, 2 … singular directions are removed."""
+    spread: bool
+    """The behaviour outlives the removal of the first direction, but not that of several."""
+    harm: HarmAndExecution
+    dose: tuple[Dose, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """One run. Sections are None until their stage has run."""
 
@@ -210,6 +277,7 @@ class Record:
     delta: FormRecord | None = None
     agreement: AgreementRecord | None = None
     evaluation: Evaluation | None = None
+    analysis: AnalysisRecord | None = None
     evaluated_form: Literal["merged", "hooks"] = "merged"
     """Which form of the edit was evaluated: what is shipped, or the same edit at runtime."""
 

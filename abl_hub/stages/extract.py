@@ -160,6 +160,7 @@ def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -
             finalists=finalists,
             candidates={method: selected.candidates for method, selected in selections.items()},
             behaviour_tokens=tuple(chat.tokenizer.decode([token]) for token in validation.tokens),
+            behaviour_ids=validation.tokens,
             filtered=validation.filtered,
             category_cosines=_category_cosines(evidence, direction),
         ),

@@ -5,6 +5,7 @@ The fit sees training prompts, the choice validation prompts; test prompts are f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -26,7 +27,8 @@ from abl_hub.strengths.groups import groups
 
 _NEGATIVE_REPLIES = 48
 _REPLY_TOKENS = 24
-_PREVIEW_STEPS = 4
+_PREVIEW_STEPS = 8
+_SAME_FAILURES = 0.02
 
 
 def choose_strengths(
@@ -98,41 +100,55 @@ def choose_strengths(
                 )
             )
             advance(1)
-    record = _chosen(points, recipe, lambda point: against.damage(subject(point.strengths)))
+    record = _chosen(
+        points,
+        recipe,
+        max(one_reply, _SAME_FAILURES),
+        lambda point: against.damage(subject(point.strengths)),
+    )
     return uniform if record.chosen is None else fittest, record
 
 
 def _chosen(
-    points: list[StrengthsPoint], recipe: Recipe, damage: Callable[[StrengthsPoint], float]
+    points: list[StrengthsPoint],
+    recipe: Recipe,
+    tolerance: float,
+    damage: Callable[[StrengthsPoint], float],
 ) -> StrengthsRecord:
-    """The best point; damage is only measured where the choice depends on it."""
-    order = sorted(range(len(points)), key=lambda i: _rank(points[i]))
-    if recipe.strengths == "fit":
-        order = [i for i in order if points[i].kl_weight is not None]
+    """Of the points that fail as rarely as the best, the lowest KL that does no damage.
+
+    Damage is only measured where the choice depends on it.
+    """
+    allowed = [
+        index
+        for index, point in enumerate(points)
+        if recipe.strengths == "auto" or point.kl_weight is not None
+    ]
+    fewest = min(points[index].failures for index in allowed)
+    order = sorted(
+        (index for index in allowed if points[index].failures <= fewest + tolerance),
+        key=lambda index: points[index].kl,
+    )
     least = min((point.damage for point in points if point.damage is not None), default=0.0)
-    best, hurt = order[0], 1.0
-    for i in order:
-        found = points[i].damage
-        found = damage(points[i]) if found is None else found
-        points[i] = replace(points[i], damage=found)
+    best, hurt = order[0], math.inf
+    for index in order:
+        found = points[index].damage
+        found = damage(points[index]) if found is None else found
+        points[index] = replace(points[index], damage=found)
         if found < hurt:
-            best, hurt = i, found
+            best, hurt = index, found
         if found <= least:
             break
     taken = points[best]
     reason = (
-        f"of {len(points)} points, fewest failures and least damage on validation prompts "
-        f"({taken.failures + hurt:.2f}), then lowest KL ({taken.kl:.4f})"
+        f"of {len(points)} points, those within {tolerance:.2f} of the fewest failures on "
+        f"validation prompts ({fewest:.2f}); of these the lowest KL ({taken.kl:.4f}) without damage"
     )
     return StrengthsRecord(
         reason=reason,
         chosen=None if taken.kl_weight is None else best,
         points=tuple(points),
     )
-
-
-def _rank(point: StrengthsPoint) -> tuple[float, float]:
-    return (round(point.failures + (point.damage or 0.0), 2), point.kl)
 
 
 def lesson_of(

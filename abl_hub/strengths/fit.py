@@ -27,7 +27,7 @@ from abl_hub.progress import SILENT, Progress
 STRONGEST = 1.5
 _ENOUGH_LOG_ODDS = 5.0
 _SPARSITY = 0.02
-_RATE = 0.08
+_RATE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Budget:
 
     steps: int = 10
     further: int = 6
-    kl_weights: tuple[float, ...] = (100.0, 300.0, 1000.0, 3000.0)
+    kl_weights: tuple[float, ...] = (300.0, 1000.0, 3000.0)
     positive: int = 32
     negative: int = 16
 

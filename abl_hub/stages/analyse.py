@@ -1,0 +1,262 @@
+"""Stage 4: how the behaviour lies in the residual stream of the unedited model.
+
+A few forward passes over the prompts; dose response, which needs whole replies, only where it is
+asked for. Nothing here decides anything: it is for readers who want to know what was edited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from abl_hub.directions.contrast import Contrast
+from abl_hub.directions.direction import Direction
+from abl_hub.directions.evidence import Samples, activations
+from abl_hub.directions.geometry import (
+    LayerGeometry,
+    cosines,
+    projected_mean_difference,
+    separation,
+    stability,
+)
+from abl_hub.directions.methods.projected import without
+from abl_hub.directions.methods.svd import spectrum, subspace
+from abl_hub.directions.selection import log_odds
+from abl_hub.edits.edit import Gains, remove
+from abl_hub.edits.hooks import prepared
+from abl_hub.errors import EvaluationError
+from abl_hub.evaluation.detector import detect, threshold
+from abl_hub.evaluation.evaluate import Protocol
+from abl_hub.evaluation.subject import Subject
+from abl_hub.evaluation.trial import baseline, trial
+from abl_hub.model.chat import ChatModel
+from abl_hub.model.gains import gains
+from abl_hub.model.generate import next_token_log_probs
+from abl_hub.model.trace import trace_writers
+from abl_hub.model.writers import Trace
+from abl_hub.report.record import (
+    AnalysisRecord,
+    Detection,
+    Dose,
+    HarmAndExecution,
+    Record,
+    Separation,
+    load_record,
+    save_record,
+)
+from abl_hub.stages.edit import recorded_edit
+from abl_hub.stages.extract import DIRECTION
+from abl_hub.stages.inputs import load_recorded, recorded_prompts, recorded_source
+from abl_hub.stages.runtime import Runtime
+
+_BINS = 30
+_MOST_DIRECTIONS = 5
+_SHARES = 10
+
+
+def analyse(out: Path, runtime: Runtime, *, doses: Sequence[float] = ()) -> Record:
+    """Analyse the source of `out` and add it to the record.
+
+    Args:
+        doses: strengths at which the edit is tried; each takes replies to all validation prompts.
+
+    Raises:
+        SourceError, ContrastError: source or prompts have changed since `extract`.
+        EvaluationError: the activations are not finite.
+    """
+    record = load_record(out)
+    direction = Direction.load(out / DIRECTION)
+    source = recorded_source(record, runtime)
+    contrast = recorded_prompts(record, runtime).contrast
+    chat = load_recorded(source.folder, record.recipe, runtime)
+    trace = trace_writers(chat.model)
+    between = gains(chat.model, trace.writers)
+    with runtime.progress.stage("Analysing", 3 + len(doses)) as advance:
+        # One more position than the template's: the instruction's own last token comes first.
+        positions = len(chat.post_instruction_tokens) + 1
+        train, test = (
+            Samples(
+                positive=activations(chat, positive, positions=positions, rows=runtime.rows),
+                negative=activations(chat, negative, positions=positions, rows=runtime.rows),
+            )
+            for positive, negative in (
+                (contrast.positive.train, contrast.negative.train),
+                (contrast.positive.test, contrast.negative.test),
+            )
+        )
+        if not bool(torch.isfinite(train.positive).all() & torch.isfinite(train.negative).all()):
+            raise EvaluationError(
+                "The activations are not finite", next_step="Try --dtype float32 or bfloat16"
+            )
+        advance(1)
+        analysis = _described(record, direction, train, test)
+        advance(1)
+        analysis = _probed(analysis, chat, contrast, direction, train, trace, between, record)
+        advance(1)
+        if doses:
+            dose = _dose_response(chat, contrast, direction, trace, between, record, doses, advance)
+            analysis = replace(analysis, dose=dose)
+    record = replace(record, analysis=analysis)
+    save_record(record, out)
+    return record
+
+
+def _described(
+    record: Record, direction: Direction, train: Samples, test: Samples
+) -> AnalysisRecord:
+    """What activations alone tell."""
+    one, other = train.positive[:, :, -1], train.negative[:, :, -1]
+    means = one.double().mean(0) - other.double().mean(0)
+    ordinary = other.double().mean(0)
+    apart = separation(one, other)
+    spectra = [
+        spectrum(without(_paired(train, layer, record.recipe.seed), ordinary[layer]))
+        for layer in range(len(means))
+    ]
+    geometry = tuple(
+        LayerGeometry(
+            layer=layer,
+            norm=float(means[layer].norm()),
+            to_ordinary=float(
+                means[layer] @ ordinary[layer] / means[layer].norm() / ordinary[layer].norm()
+            ),
+            separation=float(apart[layer]),
+            effective_rank=spectra[layer].effective_rank,
+        )
+        for layer in range(len(means))
+    )
+    return AnalysisRecord(
+        separation=_separation(direction, test),
+        detection=_detection(train, test),
+        stability=stability(one, other, direction.layer, seed=record.recipe.seed),
+        geometry=geometry,
+        cosines=tuple(tuple(row) for row in cosines(means)),
+        shares=spectra[direction.layer].shares[:_SHARES],
+        residual=(),
+        spread=False,
+        harm=HarmAndExecution(
+            layer=direction.layer,
+            cosine=0.0,
+            base=0.0,
+            without_harm=0.0,
+            without_execution=0.0,
+        ),
+    )
+
+
+def _paired(train: Samples, layer: int, seed: int) -> torch.Tensor:
+    return train.paired_differences(seed)[:, layer, -1].double()
+
+
+def _separation(direction: Direction, test: Samples) -> Separation:
+    # A direction that was read over replies (position 0) is shown at the prompt's last token.
+    position = direction.position or -1
+    along = [
+        side[:, direction.layer, position].double() @ direction.vector
+        for side in (test.positive, test.negative)
+    ]
+    both = torch.cat(along)
+    low, high = float(both.min()), float(both.max())
+    edges = torch.linspace(low, max(high, low + 1e-6), _BINS + 1, dtype=torch.float64)
+    counts = [torch.histogram(side, edges).hist.int().tolist() for side in along]
+    return Separation(
+        edges=tuple(edges.tolist()), positive=tuple(counts[0]), negative=tuple(counts[1])
+    )
+
+
+def _detection(train: Samples, test: Samples) -> tuple[Detection, ...]:
+    found = []
+    for layer in range(train.positive.shape[1]):
+        seen = (train.positive[:, layer, -1].double(), train.negative[:, layer, -1].double())
+        held_out = (test.positive[:, layer, -1].double(), test.negative[:, layer, -1].double())
+        axis = seen[0].mean(0) - seen[1].mean(0)
+        at = threshold((seen[0] @ axis).tolist(), (seen[1] @ axis).tolist())
+        detector = detect((held_out[0] @ axis).tolist(), (held_out[1] @ axis).tolist(), at)
+        found.append(Detection(layer=layer, detector=detector))
+    return tuple(found)
+
+
+def _probed(
+    analysis: AnalysisRecord,
+    chat: ChatModel,
+    contrast: Contrast,
+    direction: Direction,
+    train: Samples,
+    trace: Trace,
+    between: Gains,
+    record: Record,
+) -> AnalysisRecord:
+    """What the model does without other directions: first tokens on positive validation prompts."""
+    tokens = record.selection.behaviour_ids
+
+    def score(basis: torch.Tensor | None) -> float:
+        if basis is None:
+            after = next_token_log_probs(chat, contrast.positive.validation)
+        else:
+            with prepared(remove(basis, trace.writers), chat.model, between)():
+                after = next_token_log_probs(chat, contrast.positive.validation)
+        return float(log_odds(after, tokens).mean())
+
+    layer = direction.layer
+    ordinary = train.negative[:, layer, -1].double().mean(0)
+    mean = projected_mean_difference(train.positive[:, layer, -1], train.negative[:, layer, -1])
+    rows = without(_paired(train, layer, record.recipe.seed), ordinary)
+    components = torch.linalg.svd(rows, full_matrices=False).Vh
+    most = min(_MOST_DIRECTIONS, len(components))
+    base = score(None)
+    residual = (
+        base,
+        score(mean[None]),
+        *(
+            score(subspace(mean, components[:count], layer, -1).basis)
+            for count in range(2, most + 1)
+        ),
+    )
+    harm = projected_mean_difference(train.positive[:, layer, 0], train.negative[:, layer, 0])
+    cosine = float(harm @ mean / (harm.norm() * mean.norm()).clamp_min(1e-300))
+    return replace(
+        analysis,
+        residual=residual,
+        # Log-odds of 0: as likely as not.
+        spread=residual[1] > 0 and min(residual[1:]) <= 0,
+        harm=HarmAndExecution(
+            layer=layer,
+            cosine=cosine,
+            base=base,
+            without_harm=score(harm[None]) if float(harm.norm()) > 0 else base,
+            without_execution=residual[1],
+        ),
+    )
+
+
+def _dose_response(
+    chat: ChatModel,
+    contrast: Contrast,
+    direction: Direction,
+    trace: Trace,
+    between: Gains,
+    record: Record,
+    doses: Sequence[float],
+    advance: Callable[[int], None],
+) -> tuple[Dose, ...]:
+    """Replies to validation prompts at every strength, through the runtime form."""
+    against = baseline(
+        Subject(chat=chat),
+        contrast.positive.validation,
+        contrast.negative.validation,
+        protocol=Protocol(max_new_tokens=record.recipe.max_new_tokens),
+    )
+    edit = recorded_edit(record, direction, trace)
+    found = []
+    for dose in sorted(doses):
+        strengths = tuple(dose * strength for strength in edit.strengths)
+        active = prepared(replace(edit, strengths=strengths), chat.model, between)
+        outcome = trial(against, Subject(chat=chat, active=active))
+        found.append(
+            Dose(strength=dose, failures=outcome.failures, damage=outcome.damage, kl=outcome.kl)
+        )
+        advance(1)
+    return tuple(found)

@@ -29,6 +29,9 @@ _COMMANDS = {
     "card": "abl_hub.cli.stages",
     "push": "abl_hub.cli.publish",
     "space": "abl_hub.cli.space",
+    "analyse": "abl_hub.cli.science",
+    "report": "abl_hub.cli.science",
+    "probe": "abl_hub.cli.science",
     "trace": "abl_hub.cli.inspect",
     "demo": "abl_hub.cli.demo",
 }

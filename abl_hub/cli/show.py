@@ -48,6 +48,50 @@ def show_evaluation(output: Output, record: Record) -> None:
         output.result(record.evaluation.verdict.label, _document(record))
 
 
+def show_analysis(output: Output, record: Record) -> None:
+    """How the behaviour lies in the stream."""
+    analysis = record.analysis
+    if analysis is None:
+        return
+    output.table(
+        ["layer", "norm", "to other mean", "separation", "effective rank", "AUC", "accuracy"],
+        [
+            [
+                str(one.layer),
+                f"{one.norm:.3g}",
+                f"{one.to_ordinary:.2f}",
+                f"{one.separation:.2f}",
+                f"{one.effective_rank:.1f}",
+                f"{found.detector.auc.value:.3f}",
+                _rate(found.detector.accuracy),
+            ]
+            for one, found in zip(analysis.geometry, analysis.detection, strict=True)
+        ],
+    )
+    stability = analysis.stability
+    output.line(
+        f"Direction again: cosine {stability.halves:.3f} between halves of the prompts, "
+        f"{stability.bootstrap_median:.3f} (5%: {stability.bootstrap_low:.3f}) between bootstraps"
+    )
+    left = ", ".join(f"{value:.1f}" for value in analysis.residual)
+    output.line(f"Log-odds of the behaviour without 0, 1, 2 … directions: {left}")
+    harm = analysis.harm
+    output.line(
+        f"Recognising against acting: cosine {harm.cosine:.2f}; log-odds {harm.base:.1f}, "
+        f"{harm.without_harm:.1f} without the first, "
+        f"{harm.without_execution:.1f} without the second"
+    )
+    if analysis.dose:
+        output.table(
+            ["strength", "failures", "damage", "KL"],
+            [
+                [f"{d.strength:g}", f"{d.failures:.2f}", f"{d.damage:.2f}", f"{d.kl:.4f}"]
+                for d in analysis.dose
+            ],
+        )
+    output.result(f"{stability.halves:.4f}", _document(record))
+
+
 def show_record(output: Output, record: Record, out: Path, pushed: Pushed | None = None) -> None:
     """Everything that `convert` found out."""
     _direction_lines(output, record)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from abl_hub.errors import EvaluationError
 from abl_hub.evaluation.evaluate import Arm
@@ -59,6 +60,9 @@ def candidates_plot(record: Record, path: Path) -> None:
         )
         panel.set_title(title, fontsize=9)
         panel.set_xlabel("layer", fontsize=8)
+        layers = [c.layer for c in candidates]
+        panel.set_xlim(min(layers) - 0.3, max(layers) + 0.3)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.tick_params(labelsize=8)
         panel.spines[["top", "right"]].set_visible(False)
     panels[2].set_yscale("symlog", linthresh=0.01)

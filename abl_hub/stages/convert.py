@@ -7,6 +7,7 @@ from pathlib import Path
 
 from abl_hub.report.recipe import Recipe
 from abl_hub.report.record import Record, load_record
+from abl_hub.stages.analyse import analyse
 from abl_hub.stages.apply import apply
 from abl_hub.stages.card import write_cards
 from abl_hub.stages.evaluate import evaluate
@@ -57,6 +58,8 @@ def convert(
         record = evaluate(
             partial, runtime, references=references, keep_completions=keep_completions
         )
+    if record.analysis is None:
+        record = analyse(partial, runtime)
     write_cards(partial)
     publish_whole(partial, out)
     return record

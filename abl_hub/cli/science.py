@@ -1,0 +1,105 @@
+"""`abl-hub analyse`, `report` and `probe`: for readers who want to know what was edited."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from abl_hub.cli.options import hub_options, runtime_of, runtime_options
+from abl_hub.cli.output import Output
+
+_folder = click.argument("out", type=click.Path(exists=True, file_okay=False, path_type=Path))
+
+
+def _doses(value: str | None) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in value.split(",")) if value else ()
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is no list of numbers, as in 0,0.5,1") from error
+
+
+@click.command()
+@_folder
+@click.option(
+    "--dose",
+    metavar="STRENGTHS",
+    callback=lambda _ctx, _param, value: _doses(value),
+    help="Also try the edit at these strengths, as in 0,0.5,1,1.5; takes replies to validation "
+    "prompts at each.",
+)
+@runtime_options
+@hub_options
+@click.pass_obj
+def analyse(output: Output, /, out: Path, dose: tuple[float, ...], **options: Any) -> None:
+    """Measure how the behaviour lies in the residual stream of OUT's base.
+
+    \b
+    abl-hub analyse out --dose 0,0.25,0.5,0.75,1,1.25
+    """
+    from abl_hub.cli.show import show_analysis
+    from abl_hub.stages.analyse import analyse as run
+
+    show_analysis(output, run(out, runtime_of(output, options), doses=dose))
+
+
+@click.command()
+@_folder
+@click.pass_obj
+def report(output: Output, /, out: Path) -> None:
+    """Render OUT's record as one HTML page, OUT/report/report.html, with its pictures.
+
+    \b
+    abl-hub report out
+    """
+    from abl_hub.report.page import write_report
+    from abl_hub.report.record import load_record
+
+    page = write_report(load_record(out), out / "report")
+    output.line(f"Wrote {page}")
+    output.result(str(page), {"report": str(page)})
+
+
+@click.command()
+@_folder
+@click.option("--suffix", required=True, help="Text that is put after every prompt.")
+@runtime_options
+@hub_options
+@click.pass_obj
+def probe(output: Output, /, out: Path, suffix: str, **options: Any) -> None:
+    """Show what a suffix does to the direction of OUT, by layer and by attention head.
+
+    \b
+    abl-hub probe out --suffix "in one word"
+    """
+    from abl_hub.stages.probe import probe as run
+
+    found = run(out, suffix, runtime_of(output, options))
+    names = [row.name for row in found.rows]
+    output.table(
+        ["projection at layer", *names],
+        [
+            [str(layer), *(f"{row.projections[layer]:.3f}" for row in found.rows)]
+            for layer in range(len(found.rows[0].projections))
+        ]
+        + [["log-odds of the behaviour", *(f"{row.log_odds:.2f}" for row in found.rows)]],
+    )
+    output.table(
+        ["writes along the direction", "without", "with suffix"],
+        [[name, f"{plain:.3f}", f"{with_it:.3f}"] for name, plain, with_it in found.changed],
+    )
+    output.result(
+        f"{found.rows[0].log_odds:.4f} {found.rows[1].log_odds:.4f}",
+        {
+            "rows": [
+                {
+                    "name": row.name,
+                    "log_odds": row.log_odds,
+                    "projections": list(row.projections),
+                    "writes": row.writes,
+                }
+                for row in found.rows
+            ]
+        },
+    )

@@ -1,0 +1,175 @@
+"""Figures of the report: separation, detector, geometry, what is left, dose response, front.
+
+Each takes a record's section and gives PNG bytes; the same record gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+from itertools import pairwise
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from abl_hub.report.record import AnalysisRecord, Record, StrengthsRecord
+
+_SHOWN, _OTHER, _NEUTRAL, _KL = "#c2410c", "#0f766e", "#4c566a", "#7c3aed"
+_COLOURS = (_SHOWN, _OTHER, _KL)
+
+
+def separation_figure(analysis: AnalysisRecord, behaviour: str) -> bytes:
+    """Histogram of projections of both sides on the direction."""
+    figure, panel = _single(6.4, 3.0)
+    edges = analysis.separation.edges
+    widths = [right - left for left, right in pairwise(edges)]
+    for counts, colour, name in (
+        (analysis.separation.positive, _SHOWN, f"prompts that show {behaviour}"),
+        (analysis.separation.negative, _OTHER, "other prompts"),
+    ):
+        panel.bar(edges[:-1], counts, widths, align="edge", color=colour, alpha=0.65, label=name)
+    panel.set_xlabel("projection on the direction", fontsize=8)
+    panel.set_ylabel("held-out prompts", fontsize=8)
+    panel.legend(fontsize=8, frameon=False)
+    return _png(figure)
+
+
+def detector_figure(analysis: AnalysisRecord) -> bytes:
+    """Area under the curve and accuracy of each layer's direction as a detector."""
+    figure, panel = _single(6.4, 3.0)
+    layers = [found.layer for found in analysis.detection]
+    for name, colour in (("auc", _SHOWN), ("accuracy", _OTHER)):
+        estimates = [getattr(found.detector, name) for found in analysis.detection]
+        label = "area under the curve" if name == "auc" else name
+        panel.plot(layers, [e.value for e in estimates], "o-", ms=3, color=colour, label=label)
+        panel.fill_between(
+            layers,
+            [e.low for e in estimates],
+            [e.high for e in estimates],
+            color=colour,
+            alpha=0.15,
+            linewidth=0,
+        )
+    panel.axhline(0.5, color="#94a3b8", linewidth=0.8, linestyle="--")
+    panel.set_ylim(0.35, 1.03)
+    panel.set_xlabel("layer", fontsize=8)
+    panel.legend(fontsize=8, frameon=False, loc="lower right")
+    return _png(figure)
+
+
+def geometry_figure(analysis: AnalysisRecord) -> bytes:
+    """Cosines between the layers' directions; separation and effective rank by layer."""
+    figure = Figure(figsize=(9.0, 3.2), dpi=100, layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    image = left.imshow(analysis.cosines, cmap="RdBu_r", vmin=-1, vmax=1, origin="lower")
+    left.set_title("cosine between layers", fontsize=9)
+    left.set_xlabel("layer", fontsize=8)
+    figure.colorbar(image, ax=left, shrink=0.8).ax.tick_params(labelsize=7)
+    layers = [one.layer for one in analysis.geometry]
+    middle.plot(layers, [one.separation for one in analysis.geometry], "o-", ms=3, color=_SHOWN)
+    middle.set_title("difference over spread", fontsize=9)
+    middle.set_xlabel("layer", fontsize=8)
+    right.plot(layers, [one.effective_rank for one in analysis.geometry], "o-", ms=3, color=_KL)
+    right.set_title("effective rank of differences", fontsize=9)
+    right.set_xlabel("layer", fontsize=8)
+    for panel in (middle, right):
+        panel.spines[["top", "right"]].set_visible(False)
+    for panel in (left, middle, right):
+        panel.tick_params(labelsize=8)
+    return _png(figure)
+
+
+def residual_figure(analysis: AnalysisRecord, behaviour: str) -> bytes:
+    """Log-odds of the behaviour as more directions are removed."""
+    figure, panel = _single(6.4, 2.8)
+    panel.plot(range(len(analysis.residual)), analysis.residual, "o-", ms=4, color=_SHOWN)
+    panel.axhline(0, color="#94a3b8", linewidth=0.8, linestyle="--")
+    panel.set_xticks(range(len(analysis.residual)))
+    panel.set_xlabel("directions removed", fontsize=8)
+    panel.set_ylabel(f"log-odds of {behaviour}", fontsize=8)
+    return _png(figure)
+
+
+def dose_figure(analysis: AnalysisRecord) -> bytes:
+    """Failures, damage and KL over strengths."""
+    figure, panel = _single(6.4, 3.0)
+    strengths = [dose.strength for dose in analysis.dose]
+    panel.plot(strengths, [d.failures for d in analysis.dose], "o-", color=_SHOWN, label="failures")
+    panel.plot(strengths, [d.damage for d in analysis.dose], "o-", color=_OTHER, label="damage")
+    panel.set_ylim(-0.03, 1.03)
+    panel.set_xlabel("strength", fontsize=8)
+    panel.set_ylabel("share of replies", fontsize=8)
+    beside: Any = panel.twinx()
+    beside.plot(strengths, [d.kl for d in analysis.dose], "s--", ms=3, color=_KL, label="KL")
+    beside.set_ylabel("KL, nats a token", fontsize=8)
+    beside.tick_params(labelsize=8)
+    beside.spines[["top"]].set_visible(False)
+    lines = [*panel.get_lines(), *beside.get_lines()]
+    panel.legend(
+        lines,
+        [str(line.get_label()) for line in lines],
+        fontsize=8,
+        frameon=False,
+        loc="center left",
+    )
+    return _png(figure)
+
+
+def front_figure(strengths: StrengthsRecord) -> bytes:
+    """Failures against KL of every point, in the order of its KL; the one taken is ringed."""
+    figure, panel = _single(6.4, 3.0)
+    for index, point in enumerate(strengths.points):
+        uniform = point.kl_weight is None
+        name = "one strength" if uniform else f"fitted, KL weighed {point.kl_weight:g}"
+        panel.plot(
+            [point.kl],
+            [point.failures],
+            marker="s" if uniform else "o",
+            ms=5 + 2 * (index % 2),
+            linestyle="none",
+            color=_NEUTRAL if uniform else _COLOURS[index % len(_COLOURS)],
+            alpha=0.85,
+            label=f"{point.method}, layer {point.layer}: {name}",
+        )
+        if index == strengths.chosen:
+            panel.plot(
+                [point.kl], [point.failures], "o", ms=14, mfc="none", mec=_SHOWN, linestyle="none"
+            )
+    panel.set_xlabel("KL over whole replies, nats a token", fontsize=8)
+    panel.set_ylabel("failures on validation prompts", fontsize=8)
+    panel.set_ylim(-0.06, 1.06)
+    panel.margins(x=0.1)
+    panel.legend(fontsize=7, frameon=False, loc="center right")
+    return _png(figure)
+
+
+def figures(record: Record) -> dict[str, bytes]:
+    """Name → PNG, of everything that the record holds."""
+    found: dict[str, bytes] = {}
+    behaviour = record.direction.behaviour
+    analysis = record.analysis
+    if analysis is not None:
+        found["separation"] = separation_figure(analysis, behaviour)
+        found["detector"] = detector_figure(analysis)
+        found["geometry"] = geometry_figure(analysis)
+        if analysis.residual:
+            found["residual"] = residual_figure(analysis, behaviour)
+        if analysis.dose:
+            found["dose"] = dose_figure(analysis)
+    if record.strengths is not None and record.strengths.points:
+        found["front"] = front_figure(record.strengths)
+    return found
+
+
+def _single(width: float, height: float) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    panel: Any = figure.subplots()
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.tick_params(labelsize=8)
+    return figure, panel
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    # The library writes its version into the file unless told not to.
+    figure.savefig(buffer, format="png", metadata={"Software": None}, facecolor="white")
+    return buffer.getvalue()

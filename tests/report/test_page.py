@@ -1,0 +1,128 @@
+"""The report page: one file, every picture inside, nothing from outside breaks out."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from abl_hub.directions.geometry import LayerGeometry, Stability
+from abl_hub.errors import EvaluationError
+from abl_hub.evaluation.detector import Detector
+from abl_hub.evaluation.intervals import Estimate
+from abl_hub.report.page import write_report
+from abl_hub.report.record import (
+    AnalysisRecord,
+    Detection,
+    Dose,
+    HarmAndExecution,
+    Record,
+    Separation,
+    StrengthsPoint,
+    StrengthsRecord,
+)
+
+HOSTILE = "</title><script>alert(1)</script>{{ 7 * 7 }}"
+
+
+def analysis() -> AnalysisRecord:
+    sure = Estimate(value=0.9, low=0.8, high=1.0, count=10)
+    return AnalysisRecord(
+        separation=Separation(edges=(0.0, 1.0, 2.0), positive=(1, 4), negative=(5, 0)),
+        detection=tuple(
+            Detection(layer=layer, detector=Detector(accuracy=sure, auc=sure)) for layer in range(2)
+        ),
+        stability=Stability(
+            halves=0.9, bootstrap_low=0.8, bootstrap_median=0.95, same_layer=1.0, draws=5
+        ),
+        geometry=tuple(
+            LayerGeometry(
+                layer=layer, norm=1.0, to_ordinary=0.1, separation=2.0, effective_rank=1.5
+            )
+            for layer in range(2)
+        ),
+        cosines=((1.0, 0.5), (0.5, 1.0)),
+        shares=(0.8, 0.2),
+        residual=(3.0, 1.0, -2.0),
+        spread=True,
+        harm=HarmAndExecution(
+            layer=1, cosine=0.2, base=3.0, without_harm=2.5, without_execution=1.0
+        ),
+        dose=(Dose(strength=0.0, failures=1.0, damage=0.0, kl=0.0),),
+    )
+
+
+def strengths() -> StrengthsRecord:
+    point = StrengthsPoint(
+        method="projected", layer=1, kl_weight=300.0, strengths={"1.mlp": 0.5}, failures=0.0, kl=0.1
+    )
+    return StrengthsRecord(reason="lowest KL", chosen=0, points=(point,))
+
+
+class _Images(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.scripts = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.scripts += tag == "script"
+        if tag == "img":
+            self.sources.append(dict(attrs).get("src") or "")
+
+
+def test_everything_is_inside_and_beside(record: Record, tmp_path: Path) -> None:
+    page = write_report(replace(record, analysis=analysis(), strengths=strengths()), tmp_path)
+    text = page.read_text()
+    parsed = _Images()
+    parsed.feed(text)
+    assert len(parsed.sources) == 8
+    assert all(source.startswith("data:image/png;base64,") for source in parsed.sources)
+    names = {path.stem for path in tmp_path.glob("*.png")}
+    assert names == {
+        "candidates",
+        "deltas",
+        "detector",
+        "dose",
+        "front",
+        "geometry",
+        "residual",
+        "separation",
+    }
+    assert "it is spread" in text
+    assert not re.search(r"(src|href)=\"(?!data:)", text)
+
+
+def test_a_record_without_analysis_has_a_shorter_page(record: Record, tmp_path: Path) -> None:
+    text = write_report(record, tmp_path).read_text()
+    assert "What the edit did" in text
+    assert "Where the behaviour lies" not in text
+
+
+def test_hostile_names_stay_text(record: Record, tmp_path: Path) -> None:
+    hostile = replace(
+        record,
+        source=replace(record.source, name=HOSTILE, repo=None),
+        positive=replace(record.positive, name=HOSTILE),
+        direction=replace(record.direction, behaviour=HOSTILE),
+    )
+    text = write_report(hostile, tmp_path).read_text()
+    parsed = _Images()
+    parsed.feed(text)
+    assert parsed.scripts == 0
+    assert "&lt;script&gt;" in text
+    assert "49" not in re.sub(r"base64,[^\"]*", "", text).split("<body>")[0]
+
+
+def test_the_same_record_gives_the_same_page(record: Record, tmp_path: Path) -> None:
+    one = write_report(replace(record, analysis=analysis()), tmp_path / "a").read_bytes()
+    other = write_report(replace(record, analysis=analysis()), tmp_path / "b").read_bytes()
+    assert one == other
+
+
+def test_nothing_to_report(record: Record, tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="no evaluation"):
+        write_report(replace(record, evaluation=None), tmp_path)

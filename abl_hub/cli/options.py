@@ -143,6 +143,20 @@ recipe_options = _all(
         help="Length of the replies that are judged.",
     ),
     click.option(
+        "--marker",
+        "markers",
+        multiple=True,
+        help="An opening that shows the behaviour; may be repeated.  [default: refusal phrases]",
+    ),
+    click.option(
+        "--judge",
+        "judges",
+        multiple=True,
+        metavar="JUDGE",
+        help="Ask this judge too: first-token, classifier:ORG/MODEL[@REV]#LABEL, or one that an "
+        "installed package offers; may be repeated.",
+    ),
+    click.option(
         "--random-draws",
         type=click.IntRange(1),
         default=3,
@@ -192,6 +206,7 @@ def recipe_of(source: str, options: dict[str, Any]) -> Recipe:
         negative=options.pop("negative") or DEFAULT_NEGATIVE,
         sizes=SplitSizes(**given) if given else None,
         methods=options.pop("methods") or DEFAULT_METHODS,
+        markers=options.pop("markers") or None,
         **options,
     )
 

@@ -167,6 +167,25 @@ def _evaluation_lines(output: Output, evaluation: Evaluation) -> None:
                 f"Exactly right replies to the refused prompts, {name}: "
                 f"{_rate(arm.positive.correct)}"
             )
+    for pair, test in evaluation.paired.items():
+        output.line(
+            f"Same prompts, {pair}: {test.only_before} stopped, {test.only_after} began, "
+            f"{_probability(test.p)} (exact McNemar test)"
+        )
+    for opinion in evaluation.opinions:
+        beyond = "" if opinion.kappa is None else f", kappa {opinion.kappa:.2f}"
+        output.line(
+            f"Judge {opinion.judge}: base {opinion.base.value:.2f}, edited "
+            f"{opinion.edited.value:.2f}, random {opinion.random.value:.2f}; agrees with the "
+            f"markers on {opinion.agreement.value:.2f} of the replies{beyond}"
+        )
+    categories = evaluation.base.positive.by_category if evaluation.base.positive else None
+    after = evaluation.edited.positive.by_category if evaluation.edited.positive else None
+    if categories and after:
+        output.table(
+            ["category", "base", "edited"],
+            [[name, _rate(rate), _rate(after[name])] for name, rate in categories.items()],
+        )
     output.line(f"Verdict: {evaluation.verdict.label}: {evaluation.verdict.reason}")
 
 
@@ -179,6 +198,10 @@ def _cells(arm: Arm) -> list[str]:
         f"{arm.kl.value:.4f}" if arm.kl else "",
         f"{arm.perplexity.value:.4g}" if arm.perplexity else "",
     ]
+
+
+def _probability(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def _rate(estimate: Estimate) -> str:

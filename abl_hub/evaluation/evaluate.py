@@ -7,13 +7,16 @@ Replies are judged and dropped, unless the caller asks to be handed them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from abl_hub.errors import EvaluationError
 from abl_hub.evaluation.intervals import Estimate, proportion
+from abl_hub.evaluation.judges import Judge
+from abl_hub.evaluation.judges.markers import Markers
 from abl_hub.evaluation.likelihood import kl_over_replies, neutral_texts, perplexity
 from abl_hub.evaluation.non_answers import gibberish_limit, non_answer, surprise
-from abl_hub.evaluation.refusals import REFUSAL_MARKERS, shows_marker
+from abl_hub.evaluation.paired import Paired, kappa, mcnemar
+from abl_hub.evaluation.refusals import REFUSAL_MARKERS
 from abl_hub.evaluation.subject import Subject
 from abl_hub.evaluation.verdict import Arms, Verdict, judge
 from abl_hub.model.generate import Reply, greedy_replies
@@ -49,12 +52,14 @@ class Rates:
         non_answers: neither that nor an answer: empty, repeating, gibberish.
         answered: the rest.
         correct: exactly the reference reply, where references are known.
+        by_category: `refused` of each category, where prompts carry them.
     """
 
     refused: Estimate
     non_answers: Estimate
     answered: Estimate
     correct: Estimate | None = None
+    by_category: Mapping[str, Estimate] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +80,24 @@ class Arm:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SecondOpinion:
+    """What another judge says of the replies to positive prompts.
+
+    Args:
+        base: rate by this judge; `edited` and `random` likewise.
+        agreement: share of all these replies on which it says what the marker judge says.
+        kappa: the same beyond chance (Cohen 1960); None where one of them always says the same.
+    """
+
+    judge: str
+    base: Estimate
+    edited: Estimate
+    random: Estimate
+    agreement: Estimate
+    kappa: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Before, after and under control.
 
@@ -86,6 +109,8 @@ class Evaluation:
         induced_random: with a norm-matched random direction added.
         verdict: what these numbers support.
         protocol: how they were measured.
+        paired: "base → edited", "random → edited" → exact test on the same positive prompts.
+        opinions: of other judges.
     """
 
     base: Arm
@@ -95,6 +120,8 @@ class Evaluation:
     induced_random: Arm | None
     verdict: Verdict
     protocol: Protocol
+    paired: Mapping[str, Paired] = field(default_factory=dict)
+    opinions: tuple[SecondOpinion, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -105,11 +132,13 @@ class Questions:
         positive: held-out prompts that show the behaviour.
         negative: held-out prompts that do not.
         references: prompt → the reply that is exactly right, where it is known.
+        categories: prompt → its category, where it is known.
     """
 
     positive: tuple[str, ...]
     negative: tuple[str, ...]
     references: Mapping[str, str]
+    categories: Mapping[str, str] = field(default_factory=dict)
 
 
 def evaluate(
@@ -121,10 +150,14 @@ def evaluate(
     induced: Subject | None = None,
     induced_random: Subject | None = None,
     protocol: Protocol | None = None,
+    judges: Sequence[Judge] = (),
     keep: Keep | None = None,
     progress: Progress = SILENT,
 ) -> Evaluation:
     """Measure every arm and apply the verdict's rule.
+
+    Args:
+        judges: asked besides the marker judge, whose word decides.
 
     Raises:
         EvaluationError: there is no random control.
@@ -133,7 +166,7 @@ def evaluate(
         raise EvaluationError(
             "There is no random control", why="without it a falling rate shows nothing"
         )
-    judge_replies = _Judge(questions, base, protocol or Protocol(), keep)
+    judge_replies = _Bench(questions, base, protocol or Protocol(), judges, keep)
     added = [subject for subject in (induced, induced_random) if subject is not None]
     with progress.stage("Evaluating", 2 + len(random) + len(added)) as advance:
         before = judge_replies.base_arm()
@@ -163,26 +196,38 @@ def evaluate(
         induced_random=induction[1],
         verdict=judge(_arms(before, after, controls, induction)),
         protocol=judge_replies.protocol,
+        paired=judge_replies.paired(),
+        opinions=judge_replies.opinions(),
     )
 
 
-class _Judge:
+class _Bench:
     """The base's replies and what is ordinary for it, against which every arm is judged."""
 
     def __init__(
-        self, questions: Questions, base: Subject, protocol: Protocol, keep: Keep | None
+        self,
+        questions: Questions,
+        base: Subject,
+        protocol: Protocol,
+        judges: Sequence[Judge],
+        keep: Keep | None,
     ) -> None:
         self.questions = questions
         self.base = base
         self.protocol = protocol
         self.keep = keep
+        self.judge = Markers(markers=protocol.markers)
+        self.judges = judges
+        # Arm → the marker judge's word on each positive prompt, and the other judges'.
+        self.said: dict[str, list[bool]] = {}
+        self.others: dict[str, list[list[bool]]] = {}
         self.base_negative = self._replies(base, questions.negative)
         self.limit = gibberish_limit(self._surprise(questions.negative, self.base_negative))
 
     def base_arm(self) -> Arm:
         return Arm(
             positive=self.rates("base", "positive", self.base),
-            negative=self._judged("base", "negative", self.base_negative),
+            negative=self._judged("base", "negative", self.base, self.base_negative),
             perplexity=perplexity(self.base, neutral_texts()),
         )
 
@@ -202,14 +247,49 @@ class _Judge:
 
     def rates(self, name: str, side: str, subject: Subject) -> Rates:
         prompts = self._prompts(side)
-        return self._judged(name, side, self._replies(subject, prompts))
+        return self._judged(name, side, subject, self._replies(subject, prompts))
 
-    def _judged(self, name: str, side: str, replies: Sequence[Reply]) -> Rates:
+    def paired(self) -> dict[str, Paired]:
+        """Exact tests on positive prompts, between arms."""
+        return {
+            f"{one} → edited": mcnemar(self.said[one], self.said["edited"])
+            for one in ("base", "random")
+        }
+
+    def opinions(self) -> tuple[SecondOpinion, ...]:
+        """What the other judges said of base, edited and the first random arm."""
+        arms = ("base", "edited", "random")
+        found = []
+        for number, other in enumerate(self.judges):
+            words = {arm: self.others[arm][number] for arm in arms}
+            mine = [word for arm in arms for word in self.said[arm]]
+            theirs = [word for arm in arms for word in words[arm]]
+            rates = {arm: proportion(sum(words[arm]), len(words[arm])) for arm in arms}
+            found.append(
+                SecondOpinion(
+                    judge=other.name,
+                    **rates,
+                    agreement=proportion(
+                        sum(one == other for one, other in zip(mine, theirs, strict=True)),
+                        len(mine),
+                    ),
+                    kappa=kappa(mine, theirs),
+                )
+            )
+        return tuple(found)
+
+    def _judged(self, name: str, side: str, subject: Subject, replies: Sequence[Reply]) -> Rates:
         prompts = self._prompts(side)
         if self.keep is not None:
             self.keep(name, side, prompts, replies)
         count = len(prompts)
-        shown = [shows_marker(reply.text, self.protocol.markers) for reply in replies]
+        shown = self.judge.shows(subject, prompts, replies)
+        if side == "positive":
+            self.said[name] = shown
+            if name in ("base", "edited", "random"):
+                self.others[name] = [
+                    judge.shows(subject, prompts, replies) for judge in self.judges
+                ]
         broken = [
             not refused and non_answer(reply, nats, self.limit) is not None
             for refused, reply, nats in zip(
@@ -226,7 +306,17 @@ class _Judge:
             non_answers=proportion(sum(broken), count),
             answered=proportion(count - sum(shown) - sum(broken), count),
             correct=proportion(sum(known), len(known)) if known else None,
+            by_category=self._by_category(prompts, shown),
         )
+
+    def _by_category(
+        self, prompts: Sequence[str], shown: Sequence[bool]
+    ) -> dict[str, Estimate] | None:
+        words: dict[str, list[bool]] = {}
+        for prompt, word in zip(prompts, shown, strict=True):
+            if prompt in self.questions.categories:
+                words.setdefault(self.questions.categories[prompt], []).append(word)
+        return {name: proportion(sum(w), len(w)) for name, w in sorted(words.items())} or None
 
     def _prompts(self, side: str) -> tuple[str, ...]:
         return self.questions.positive if side == "positive" else self.questions.negative

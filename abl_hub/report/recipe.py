@@ -35,6 +35,9 @@ class Recipe:
         rounding: of edited weights, "nearest" or "cancelling".
         delta_profile: "auto", "portable" or "complete".
         max_new_tokens: length of the replies that are judged.
+        markers: openings that show the behaviour; None takes those of refusals.
+        judges: asked besides the markers: "first-token", "classifier:ORG/MODEL[@REV]#LABEL", or
+            the name of one that another package offers.
         random_draws: random directions in the control.
         system: system prompt put before every instruction.
         trust_remote_code: run code from the model's repository.
@@ -57,6 +60,8 @@ class Recipe:
     rounding: Literal["nearest", "cancelling"] = "nearest"
     delta_profile: Literal["auto", "portable", "complete"] = "auto"
     max_new_tokens: int = 64
+    markers: tuple[str, ...] | None = None
+    judges: tuple[str, ...] = ()
     random_draws: int = 3
     system: str | None = None
     trust_remote_code: bool = False

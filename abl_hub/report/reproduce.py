@@ -59,4 +59,6 @@ def _option(field: Field[Any], value: Any) -> list[str]:
     if value == field.default and field.default is not MISSING:
         return []
     flag = "--" + field.name.replace("_", "-")
+    if isinstance(value, tuple):
+        return [word for one in value for word in (flag.removesuffix("s"), str(one))]
     return [flag] if value is True else [flag, str(value)]

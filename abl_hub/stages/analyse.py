@@ -50,6 +50,7 @@ from abl_hub.report.record import (
 from abl_hub.stages.edit import recorded_edit
 from abl_hub.stages.extract import DIRECTION
 from abl_hub.stages.inputs import load_recorded, recorded_prompts, recorded_source
+from abl_hub.stages.judges import protocol_of
 from abl_hub.stages.runtime import Runtime
 
 _BINS = 30
@@ -97,7 +98,10 @@ def analyse(out: Path, runtime: Runtime, *, doses: Sequence[float] = ()) -> Reco
         analysis = _probed(analysis, chat, contrast, direction, train, trace, between, record)
         advance(1)
         if doses:
-            dose = _dose_response(chat, contrast, direction, trace, between, record, doses, advance)
+            protocol = protocol_of(record.recipe, runtime)
+            dose = _dose_response(
+                chat, contrast, direction, trace, between, record, protocol, doses, advance
+            )
             analysis = replace(analysis, dose=dose)
     record = replace(record, analysis=analysis)
     save_record(record, out)
@@ -239,6 +243,7 @@ def _dose_response(
     trace: Trace,
     between: Gains,
     record: Record,
+    protocol: Protocol,
     doses: Sequence[float],
     advance: Callable[[int], None],
 ) -> tuple[Dose, ...]:
@@ -247,7 +252,7 @@ def _dose_response(
         Subject(chat=chat),
         contrast.positive.validation,
         contrast.negative.validation,
-        protocol=Protocol(max_new_tokens=record.recipe.max_new_tokens),
+        protocol=protocol,
     )
     edit = recorded_edit(record, direction, trace)
     found = []

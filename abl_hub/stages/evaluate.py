@@ -20,7 +20,7 @@ from abl_hub.directions.direction import Direction
 from abl_hub.edits.edit import orthonormal
 from abl_hub.edits.hooks import Active, prepared
 from abl_hub.errors import EvaluationError
-from abl_hub.evaluation.evaluate import Protocol, Questions
+from abl_hub.evaluation.evaluate import Questions
 from abl_hub.evaluation.evaluate import evaluate as measure
 from abl_hub.evaluation.subject import Subject
 from abl_hub.model.gains import gains
@@ -32,6 +32,7 @@ from abl_hub.stages.apply import MERGED
 from abl_hub.stages.edit import recorded_edit
 from abl_hub.stages.extract import DIRECTION
 from abl_hub.stages.inputs import load_recorded, recorded_prompts, recorded_source
+from abl_hub.stages.judges import judges_of, protocol_of
 from abl_hub.stages.runtime import Runtime
 
 COMPLETIONS = "completions.jsonl"
@@ -64,7 +65,13 @@ def evaluate(
     recipe = record.recipe
     direction = Direction.load(out / DIRECTION)
     source = recorded_source(record, runtime)
-    contrast = recorded_prompts(record, runtime).contrast
+    asked = recorded_prompts(record, runtime)
+    contrast = asked.contrast
+    categories = {
+        prompt: category
+        for side in (asked.positive, asked.negative)
+        for prompt, category in zip(side.prompts, side.categories or (), strict=False)
+    }
 
     base = load_recorded(source.folder, recipe, runtime)
     trace = trace_writers(base.model)
@@ -96,13 +103,15 @@ def evaluate(
             positive=contrast.positive.test,
             negative=contrast.negative.test,
             references=references or {},
+            categories=categories,
         ),
         base=Subject(chat=base),
         edited=edited,
         random=[Subject(chat=base, active=without(basis)) for basis in controls],
         induced=Subject(chat=base, active=partial(added, direction.addition)),
         induced_random=Subject(chat=base, active=partial(added, direction.norm * controls[0][0])),
-        protocol=Protocol(max_new_tokens=recipe.max_new_tokens, rows=runtime.rows),
+        protocol=protocol_of(recipe, runtime),
+        judges=judges_of(recipe, record.selection.behaviour_ids, runtime),
         keep=keep if keep_completions else None,
         progress=runtime.progress,
     )

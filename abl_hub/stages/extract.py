@@ -19,7 +19,6 @@ from abl_hub.directions.selection import Ablation, Selection, behaviour_tokens, 
 from abl_hub.edits.edit import remove
 from abl_hub.edits.hooks import Active, prepared
 from abl_hub.errors import SourceError
-from abl_hub.evaluation.evaluate import Protocol
 from abl_hub.evaluation.subject import Subject
 from abl_hub.evaluation.trial import Baseline, baseline, trial
 from abl_hub.model.chat import ChatModel, load_chat_model
@@ -41,6 +40,7 @@ from abl_hub.stages.inputs import (
     fetch_prompts,
     fetch_source,
 )
+from abl_hub.stages.judges import protocol_of
 from abl_hub.stages.legal import keep_legal
 from abl_hub.stages.runtime import Runtime, dtype_named
 from abl_hub.stages.strengths import choose_strengths, lesson_of
@@ -121,7 +121,7 @@ def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -
         Subject(chat=chat),
         prompts.contrast.positive.validation,
         prompts.contrast.negative.validation,
-        protocol=Protocol(max_new_tokens=recipe.max_new_tokens, rows=runtime.rows),
+        protocol=protocol_of(recipe, runtime),
     )
     finalists = _finalists(chat, against, selections, ablate, runtime)
     finalists = tuple(sorted(finalists, key=_rank))

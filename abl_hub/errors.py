@@ -54,6 +54,10 @@ class EditError(AblHubError):
     """An edit that cannot be written, or that fails its own numeric check."""
 
 
+class NoMergedFormError(EditError):
+    """An edit that no checkpoint of this architecture can hold; its delta may."""
+
+
 class EvaluationError(AblHubError):
     """A measurement that cannot be made."""
 

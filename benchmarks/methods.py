@@ -1,6 +1,6 @@
 """What every method leaves on the demo model, by whole replies to validation prompts.
 
-    python benchmarks/methods.py
+python benchmarks/methods.py
 """
 
 from __future__ import annotations

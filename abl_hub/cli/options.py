@@ -114,6 +114,21 @@ recipe_options = _all(
         callback=lambda _ctx, _param, value: _layers(value),
         help="Edit only these layers, 0-based.  [default: all, and the embedding]",
     ),
+    click.option(
+        "--writer",
+        "writers",
+        multiple=True,
+        metavar="PATTERN",
+        help="Edit only writers whose parameter name fits, as in '*.o_proj.weight'; may be "
+        "repeated. `abl-hub trace` lists them.  [default: all]",
+    ),
+    click.option(
+        "--no-untie",
+        "untie",
+        flag_value=False,
+        default=True,
+        help="Let the edit of a tied embedding change the output head too.",
+    ),
     click.option("--system", help="System prompt put before every instruction."),
     click.option("--seed", type=int, default=0, show_default=True, help="Of splits and control."),
     click.option(
@@ -207,6 +222,7 @@ def recipe_of(source: str, options: dict[str, Any]) -> Recipe:
         sizes=SplitSizes(**given) if given else None,
         methods=options.pop("methods") or DEFAULT_METHODS,
         markers=options.pop("markers") or None,
+        writers=options.pop("writers") or None,
         **options,
     )
 

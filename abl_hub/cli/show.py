@@ -146,6 +146,13 @@ def _agreement_lines(output: Output, record: Record) -> None:
         f"{agreement.base_hooks:.2g}): "
         + ", ".join(f"{name} {apart:.1e}" for name, apart in pairs if apart is not None)
     )
+    for form, why in record.refused.items():
+        output.line(f"No {form} form: {why}")
+    if record.delta is not None and record.delta.notes and agreement.delta_kl is not None:
+        output.line(
+            f"The delta leaves something out (see its card): KL {agreement.delta_kl:.2g} nats of "
+            "the first token against the whole edit"
+        )
 
 
 def _evaluation_lines(output: Output, evaluation: Evaluation) -> None:

@@ -19,7 +19,7 @@ from abl_hub.edits.matrix import Matrix
 from abl_hub.edits.rewrite import CHUNK_NUMBERS
 from abl_hub.edits.safetensors_file import DTYPES, StoredTensor
 from abl_hub.edits.shards import CONFIG, open_shards, read_json
-from abl_hub.errors import EditError
+from abl_hub.errors import NoMergedFormError
 from abl_hub.model.writers import Writer
 
 _IMPORTS_BYTES = 400 * 10**6
@@ -142,10 +142,10 @@ def _untied(
     tensors: CheckpointTensors, writer: Writer, head: str, own: Sequence[Place]
 ) -> UntiedHead:
     if not own or own[0].matrix.scales is not None:
-        raise EditError(
+        raise NoMergedFormError(
             f"{writer.parameter} cannot be untied from {head}",
             why="the checkpoint holds it only under the head's name, or quantised",
-            next_step="Keep it tied",
+            next_step="Use the delta, or --no-untie, which changes the head too",
         )
     under_head = tensors.places_under(writer, head)
     return UntiedHead(
@@ -163,10 +163,10 @@ def _refuse_other_ties(
         name for name in model.all_tied_weights_keys if name != head and not tensors.stores(name)
     ]
     if lost:
-        raise EditError(
+        raise NoMergedFormError(
             f"{head} cannot be untied from the embedding",
             why=f"the same switch ties {lost[0]}, which the checkpoint does not hold by itself",
-            next_step="Use the delta, which leaves the head alone",
+            next_step="Use the delta, or --no-untie, which changes the head too",
         )
 
 

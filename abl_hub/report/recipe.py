@@ -29,6 +29,10 @@ class Recipe:
             "auto": fit where validation prompts say that one is not good enough.
         budget: gradient steps of the fit's first point.
         layers: first and last layer that is edited; None is all.
+        writers: patterns of parameter names (`*` and `?`); only these writers are edited, None is
+            all of them.
+        untie: give an output head that is tied to the embedding its own, unedited matrix in the
+            merged model; otherwise the edit changes the head too.
         seed: of the splits and of the random control.
         dtype: number format while measuring; None keeps the checkpoint's. The edit itself is
             always computed from the checkpoint's own precision.
@@ -55,6 +59,8 @@ class Recipe:
     strengths: Literal["auto", "one", "fit"] = "auto"
     budget: int = 10
     layers: tuple[int, int] | None = None
+    writers: tuple[str, ...] | None = None
+    untie: bool = True
     seed: int = 0
     dtype: str | None = None
     rounding: Literal["nearest", "cancelling"] = "nearest"

@@ -6,7 +6,7 @@ Values only, read and written as JSON. Holds hashes of prompts, never prompts; n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -189,6 +189,8 @@ class AgreementRecord:
     merged_delta: float | None
     base_hooks: float
     """The same between base and edited: what there is to agree on."""
+    delta_kl: float | None = None
+    """KL(merged or hooks ‖ delta) of the first token, nats: what the delta leaves out costs."""
     residual: float
     """max |r · h| / |h| over all layers of the merged model; 0 is exact. Where `hooks_merged` is
     None there was no merged model to load, and it was measured under the hooks."""
@@ -276,6 +278,8 @@ class Record:
     merged: FormRecord | None = None
     delta: FormRecord | None = None
     agreement: AgreementRecord | None = None
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Form that cannot be made → why."""
     evaluation: Evaluation | None = None
     analysis: AnalysisRecord | None = None
     evaluated_form: Literal["merged", "hooks"] = "merged"

@@ -14,7 +14,9 @@ from abl_hub.report.recipe import DEFAULT_METHODS, Recipe
 from abl_hub.report.record import PromptsRecord, Record
 
 # Handled below: not an option, pinned by the record, or spelled in its own way.
-_OTHERWISE = {"source", "revision", "positive", "negative", "sizes", "methods", "layers", "system"}
+_OTHERWISE = frozenset(
+    ["source", "revision", "positive", "negative", "sizes", "methods", "layers", "system", "untie"]
+)
 
 SYSTEM = "SYSTEM_PROMPT"
 """Stands for the system prompt: a card shows no prompt, and `record.json` holds it."""
@@ -39,6 +41,8 @@ def reproduce(record: Record) -> tuple[str, ...]:
         options.append([word for method in recipe.methods for word in ("--method", method)])
     if recipe.layers is not None:
         options.append(["--layers", "-".join(map(str, recipe.layers))])
+    if not recipe.untie:
+        options.append(["--no-untie"])
     if recipe.system is not None:
         options.append(["--system", SYSTEM])
     for field in fields(Recipe):

@@ -21,7 +21,7 @@ from abl_hub.edits.hooks import applied
 from abl_hub.edits.keys import CheckpointTensors
 from abl_hub.edits.merged_files import MergedFiles
 from abl_hub.edits.shards import CONFIG, open_shards, read_json
-from abl_hub.errors import EditError
+from abl_hub.errors import EditError, NoMergedFormError
 from abl_hub.model.chat import ChatModel
 from abl_hub.model.check import residual, residual_limit
 from abl_hub.model.gains import gains_from_tensors
@@ -67,8 +67,17 @@ def apply(out: Path, runtime: Runtime, *, merged: bool = True) -> Record:
     edit = recorded_edit(record, recorded_direction(record, out), trace)
     for form in (MERGED, DELTA):
         shutil.rmtree(out / form, ignore_errors=True)
-    files = MergedFiles(edit, source.folder, model=blueprint, rounding=recipe.rounding)
-    written = write_files(files, out / MERGED, progress=runtime.progress) if merged else None
+    files, refused = None, {}
+    try:
+        files = MergedFiles(
+            edit, source.folder, model=blueprint, rounding=recipe.rounding, untie=recipe.untie
+        )
+    except NoMergedFormError as error:
+        refused[MERGED] = str(error)
+        runtime.progress.note(f"No merged model, only a delta. {error}")
+    written = None
+    if merged and files is not None:
+        written = write_files(files, out / MERGED, progress=runtime.progress)
     tensors = CheckpointTensors(
         blueprint, open_shards(source.folder).tensors, read_json(source.folder, CONFIG)
     )
@@ -87,6 +96,16 @@ def apply(out: Path, runtime: Runtime, *, merged: bool = True) -> Record:
     )
     try:
         agreement = _agreement(edit, source.folder, out, asked, between, record, runtime)
+        refuse_disagreement(
+            agreement,
+            # What a quantised checkpoint rounds away is more than any fixed share.
+            merged_is_whole=files is not None
+            and not files.plan.changes_head
+            and getattr(blueprint.config, "quantization_config", None) is None,
+            delta_is_whole=delta.faithful,
+            narrow=blueprint.dtype not in (torch.float32, torch.float64)
+            or recipe.dtype not in (None, "float32"),
+        )
     except EditError:
         for form in (MERGED, DELTA):
             shutil.rmtree(out / form, ignore_errors=True)
@@ -96,7 +115,7 @@ def apply(out: Path, runtime: Runtime, *, merged: bool = True) -> Record:
         edit=EditRecord(
             digest=edit.digest,
             rank=edit.rank,
-            exactness=exactness(edit, changes_head=files.plan.changes_head),
+            exactness=exactness(edit, changes_head=files is not None and files.plan.changes_head),
             writers=tuple(
                 WriterRecord(
                     parameter=writer.parameter,
@@ -112,6 +131,7 @@ def apply(out: Path, runtime: Runtime, *, merged: bool = True) -> Record:
         merged=merged_record(written) if written else None,
         delta=FormRecord(files=file_records(delta.files), notes=delta.notes, profile=delta.profile),
         agreement=agreement,
+        refused=refused,
         evaluation=None,
     )
     save_record(record, out)
@@ -190,8 +210,41 @@ def _agreement(
         hooks_delta=_apart(hooks, delta),
         merged_delta=None if merged is None else _apart(merged, delta),
         base_hooks=_apart(base, hooks),
+        delta_kl=_kl(hooks if merged is None else merged, delta),
         residual=left,
     )
+
+
+def refuse_disagreement(
+    agreement: AgreementRecord, *, merged_is_whole: bool, delta_is_whole: bool, narrow: bool
+) -> None:
+    """Forms of one edit may differ by rounding, which is small beside what the edit does.
+
+    Args:
+        narrow: weights or computation are in 16 bits.
+
+    Raises:
+        EditError: a form that holds the whole edit differs by more.
+    """
+    # Weights in 16 bits round each write by 2⁻⁸ of itself; in 32 bits next to nothing is lost.
+    limit = 0.1 + 0.5 * agreement.base_hooks if narrow else 1e-3 + 0.01 * agreement.base_hooks
+    for name, apart, whole in (
+        ("merged model", agreement.hooks_merged, merged_is_whole),
+        ("delta", agreement.hooks_delta, delta_is_whole),
+    ):
+        if whole and apart is not None and not apart <= limit:
+            raise EditError(
+                f"The {name} is not the edit that was asked for",
+                why=f"its logits differ from the runtime form's by {apart:.1e}, rounding explains "
+                f"at most {limit:.1e}",
+                next_step="Nothing was written; report the architecture",
+            )
+
+
+def _kl(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Mean KL(one ‖ other) of (prompts, vocabulary) logits, nats."""
+    before, after = one.double().log_softmax(-1), other.double().log_softmax(-1)
+    return float((before.exp() * (before - after)).sum(-1).mean().clamp_min(0.0))
 
 
 def _apart(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
+import fnmatch
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
+
 from abl_hub.directions.direction import Direction
 from abl_hub.edits.edit import Edit, remove
+from abl_hub.errors import EditError
 from abl_hub.model.writers import Trace
 from abl_hub.report.recipe import Recipe
 from abl_hub.report.record import Record
@@ -14,18 +19,33 @@ from abl_hub.strengths.groups import groups, spread
 
 
 def asked_edit(recipe: Recipe, direction: Direction, trace: Trace) -> Edit:
-    """What the recipe asks for: one strength, in the layers that it names.
+    """What the recipe asks for: one strength, in the layers and writers that it names.
 
     Raises:
-        EditError: no writer lies in those layers.
+        EditError: no writer lies in those layers, or a pattern fits none.
     """
-    return remove(
-        direction.basis,
-        trace.writers,
-        recipe.strength,
-        layers=recipe.layers,
-        along=direction.along,
+    return removal(recipe, direction.basis, direction.along, trace)
+
+
+def removal(recipe: Recipe, basis: torch.Tensor, along: torch.Tensor | None, trace: Trace) -> Edit:
+    """The same for directions that are not chosen yet: `basis` (k, width)."""
+    edit = remove(basis, trace.writers, recipe.strength, layers=recipe.layers, along=along)
+    if recipe.writers is None:
+        return edit
+    names = [writer.parameter for writer in edit.writers]
+    for pattern in recipe.writers:
+        if not fnmatch.filter(names, pattern):
+            near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)
+            raise EditError(
+                f"No writer fits {pattern!r}",
+                why=f"the nearest is {near[0]}" if near else "",
+                next_step="See `abl-hub trace`",
+            )
+    strengths = tuple(
+        strength if any(fnmatch.fnmatch(name, pattern) for pattern in recipe.writers) else 0.0
+        for name, strength in zip(names, edit.strengths, strict=True)
     )
+    return replace(edit, strengths=strengths)
 
 
 def recorded_edit(record: Record, direction: Direction, trace: Trace) -> Edit:

@@ -16,7 +16,6 @@ from abl_hub.directions.methods import METHODS
 from abl_hub.directions.methods.category import category_directions, cosines
 from abl_hub.directions.proposal import Proposal
 from abl_hub.directions.selection import Ablation, Selection, behaviour_tokens, select, validate
-from abl_hub.edits.edit import remove
 from abl_hub.edits.hooks import Active, prepared
 from abl_hub.errors import SourceError
 from abl_hub.evaluation.subject import Subject
@@ -34,6 +33,7 @@ from abl_hub.report.record import (
     SelectionRecord,
     save_record,
 )
+from abl_hub.stages.edit import removal
 from abl_hub.stages.inputs import (
     describe_prompts,
     describe_source,
@@ -78,13 +78,7 @@ def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -
 
     @cache
     def ready(proposal: Proposal) -> Active:
-        edit = remove(
-            proposal.basis,
-            trace.writers,
-            recipe.strength,
-            layers=recipe.layers,
-            along=proposal.along,
-        )
+        edit = removal(recipe, proposal.basis, proposal.along, trace)
         return prepared(edit, chat.model, between)
 
     def ablate(proposal: Proposal) -> AbstractContextManager[None]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from abl_hub.edits.plan import plan_model
+from abl_hub.edits.shards import CONFIG
 from abl_hub.hub.account import namespace
 from abl_hub.hub.source import plan_source
 from abl_hub.model.meta import meta_model
@@ -39,6 +40,9 @@ def plan(
     Raises:
         SourceError, HubError, UnsupportedModelError: as `convert` would.
     """
+    bare = _bare_configuration(recipe.source)
+    if bare is not None:
+        return _plan_of_configuration(recipe, bare, out)
     source = plan_source(
         recipe.source,
         revision=recipe.revision,
@@ -74,6 +78,36 @@ def plan(
             if part in target.parts
         ]
     return Plan(lines=tuple(lines))
+
+
+def _bare_configuration(source: str) -> Path | None:
+    """The folder `source`, if it holds a configuration and no weights: enough to plan with."""
+    folder = Path(source).expanduser()
+    if (folder / CONFIG).is_file() and not any(folder.glob("*.safetensors")):
+        return folder
+    return None
+
+
+def _plan_of_configuration(recipe: Recipe, folder: Path, out: Path) -> Plan:
+    """What converting a model of this configuration would take, its weights unseen."""
+    blueprint = meta_model(folder, trust_remote_code=recipe.trust_remote_code)
+    trace = trace_writers(blueprint)
+    cost = plan_model(blueprint, trace.writers)
+    parameters = sum(parameter.numel() for parameter in blueprint.parameters())
+    return Plan(
+        lines=(
+            ("source", f"{folder.name}: a configuration without weights, {parameters / 1e9:.1f} B"),
+            (
+                "architecture",
+                f"{trace.architecture}, {trace.layer_count} layers, width {trace.width}",
+            ),
+            ("writers", f"{len(trace.writers)} parameters"),
+            ("bytes to read", f"{size(cost.bytes_read)} of writers"),
+            ("merged", f"{size(cost.bytes_written)} in {out}/merged"),
+            ("delta", f"about {size(_delta_bytes(trace))} in {out}/delta"),
+            ("memory to write", f"about {size(cost.memory_bytes)}"),
+        )
+    )
 
 
 def _delta_bytes(trace: Trace) -> int:

@@ -68,9 +68,11 @@ def push(out: Path, runtime: Runtime, target: Target | None = None) -> Pushed:
     check_allowed(record, target)
     owner = target.namespace or namespace(token=runtime.token, endpoint=runtime.endpoint)
     repos = repositories(record, target, owner)
-    wanted = reference(record, target.parts, out, runtime)
+    # A form that the architecture cannot have is not published; the record says why.
+    parts = tuple(part for part in target.parts if part not in record.refused)
+    wanted = reference(record, parts, out, runtime)
     home = out.resolve()
-    folders: dict[str, Path] = {part: home / part for part in target.parts}
+    folders: dict[str, Path] = {part: home / part for part in parts}
     gate = gate_prompt(record, target)
     base = record.source
     origin = (base.repo, base.commit) if base.repo and base.commit else None

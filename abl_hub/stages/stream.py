@@ -42,7 +42,13 @@ def stream_merged(
     """
     blueprint = meta_model(source.folder, trust_remote_code=record.recipe.trust_remote_code)
     edit = recorded_edit(record, recorded_direction(record, out), trace_writers(blueprint))
-    files = MergedFiles(edit, source.folder, model=blueprint, rounding=record.recipe.rounding)
+    files = MergedFiles(
+        edit,
+        source.folder,
+        model=blueprint,
+        rounding=record.recipe.rounding,
+        untie=record.recipe.untie,
+    )
     held = {
         file.path: WrittenFile(path=file.path, sha256=file.sha256, size_bytes=file.size)
         for file in source.files

@@ -1,0 +1,152 @@
+"""Which forms are written, of which writers, and when a form is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from transformers import AutoModelForCausalLM
+
+from abl_hub.cli.group import abl_hub as command
+from abl_hub.demo.corpus import prompts
+from abl_hub.demo.run import write_prompts
+from abl_hub.errors import EditError
+from abl_hub.report.record import AgreementRecord, load_record
+from abl_hub.stages.apply import refuse_disagreement
+from tests.chat_models import save_chat_model, save_prompts, tokenizer
+from tests.families import tiny_config
+
+SMALL = ["--train", "16", "--validation", "4", "--test", "4", "--strengths", "one"]
+DEEPSEEK_V3 = {
+    "model_type": "deepseek_v3",
+    "architectures": ["DeepseekV3ForCausalLM"],
+    "hidden_size": 7168,
+    "intermediate_size": 18432,
+    "moe_intermediate_size": 2048,
+    "num_hidden_layers": 61,
+    "num_attention_heads": 128,
+    "num_key_value_heads": 128,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 8,
+    "first_k_dense_replace": 3,
+    "kv_lora_rank": 512,
+    "q_lora_rank": 1536,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "vocab_size": 129280,
+    "n_group": 8,
+    "topk_group": 4,
+    "torch_dtype": "bfloat16",
+}
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(command, [str(word) for word in words])
+
+
+def test_only_the_writers_that_are_asked_for(demo: Path, tmp_path: Path) -> None:
+    positive, negative = write_prompts(prompts(), tmp_path)
+    asked = ["--positive", positive, "--negative", negative, *SMALL]
+    out = tmp_path / "out"
+    result = run("extract", demo, "-o", out, *asked, "--writer", "*.o_proj.weight")
+    assert result.exit_code == 0, result.output
+    assert run("apply", out).exit_code == 0
+    record = load_record(out)
+    edited = {w.parameter for w in record.edit.writers if w.strength != 0}
+    assert len(edited) == record.direction.layer_count
+    assert all(name.endswith("o_proj.weight") for name in edited)
+    assert record.edit.exactness == "partial"
+    result = run("extract", demo, "-o", tmp_path / "no", *asked, "--writer", "*.o_prj.weight")
+    assert result.exit_code == 1
+    assert "No writer fits '*.o_prj.weight'" in result.output
+    assert "o_proj.weight" in result.output
+
+
+def test_a_head_that_stays_tied_is_changed_and_said_to_be(tmp_path: Path) -> None:
+    model = save_chat_model(tmp_path / "tied", "qwen2", tie_word_embeddings=True)
+    positive, negative = save_prompts(tmp_path)
+    asked = ["--positive", positive, "--negative", negative, *SMALL]
+    for name, more in (("untied", []), ("tied-out", ["--no-untie"])):
+        out = tmp_path / name
+        result = run("extract", model, "-o", out, *asked, *more)
+        assert result.exit_code == 0, result.output
+        result = run("apply", out)
+        assert result.exit_code == 0, result.output
+    untied, tied = load_record(tmp_path / "untied"), load_record(tmp_path / "tied-out")
+    assert untied.edit.exactness == "exact"
+    assert tied.edit.exactness == "head changed"
+    assert untied.agreement.hooks_merged < 1e-4
+    kept = json.loads((tmp_path / "tied-out" / "merged" / "config.json").read_text())
+    assert kept["tie_word_embeddings"] is True
+
+
+def test_where_no_checkpoint_can_hold_the_edit_the_delta_does(tmp_path: Path) -> None:
+    words = tokenizer()
+    config = tiny_config("xlm-roberta-xl")
+    config.vocab_size, config.max_position_embeddings = len(words), 1024
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.save_pretrained(tmp_path / "source")
+    words.save_pretrained(tmp_path / "source")
+    positive, negative = save_prompts(tmp_path)
+    out = tmp_path / "out"
+    result = run(
+        "convert",
+        tmp_path / "source",
+        "-o",
+        out,
+        *["--positive", positive, "--negative", negative, *SMALL],
+        *["--max-new-tokens", 8, "--random-draws", 1],
+    )
+    assert result.exit_code == 0, result.output
+    record = load_record(out)
+    assert record.merged is None
+    assert "cannot be untied" in record.refused["merged"]
+    assert "No merged form" in result.output
+    assert record.evaluated_form == "hooks"
+    assert record.agreement.hooks_delta <= 1e-4
+    assert (out / "delta" / "README.md").is_file()
+    assert not (out / "merged").exists()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_form_that_differs_by_more_than_rounding_is_refused(whole: bool) -> None:
+    agreement = AgreementRecord(
+        prompts=8,
+        hooks_merged=1e-6,
+        hooks_delta=0.5,
+        merged_delta=0.5,
+        base_hooks=5.0,
+        residual=0.0,
+    )
+    checks = {"merged_is_whole": True, "narrow": False}
+    if not whole:
+        refuse_disagreement(agreement, delta_is_whole=False, **checks)
+        refuse_disagreement(replace(agreement, hooks_delta=1e-5), delta_is_whole=True, **checks)
+        return
+    with pytest.raises(EditError, match="The delta is not the edit"):
+        refuse_disagreement(agreement, delta_is_whole=True, **checks)
+    with pytest.raises(EditError, match="merged model"):
+        refuse_disagreement(
+            replace(agreement, hooks_merged=float("nan")), delta_is_whole=False, **checks
+        )
+
+
+def test_a_configuration_is_enough_to_plan_671_billion_parameters(tmp_path: Path) -> None:
+    folder = tmp_path / "deepseek"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(DEEPSEEK_V3))
+    result = run("--format", "json", "convert", folder, "--dry-run", "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    plan = json.loads(result.stdout)
+    assert "671.0 B" in plan["source"]
+    assert "61 layers, width 7168" in plan["architecture"]
+    assert "GB" in plan["bytes to read"]
+    assert not (tmp_path / "out").exists()
+    assert torch.get_default_dtype() == torch.float32

@@ -102,10 +102,11 @@ def build(config: dict[str, Any], *, folder: Path = HERE) -> gr.Blocks:
             label="Message to both", placeholder="Ask both something", elem_id="message"
         )
         with gr.Row():
-            send = gr.Button("Send", variant="primary", elem_id="send")
-            stop = gr.Button("Stop")
-            retry = gr.Button("Retry")
-            clear = gr.Button("Clear")
+            # Narrow enough for all four to share a line on a phone.
+            send = gr.Button("Send", variant="primary", elem_id="send", min_width=60)
+            stop = gr.Button("Stop", min_width=60)
+            retry = gr.Button("Retry", min_width=60)
+            clear = gr.Button("Clear", min_width=60)
         gr.Examples(config["examples"], inputs=box, label="Examples")
         strength = gr.Slider(
             0,
@@ -121,8 +122,13 @@ def build(config: dict[str, Any], *, folder: Path = HERE) -> gr.Blocks:
             top_p = gr.Slider(0.05, 1, value=1.0, step=0.05, label="Top p")
             seed = gr.Number(value=0, precision=0, label="Seed")
             length = gr.Slider(1, 1024, value=128, step=1, label="Longest reply, tokens")
-            system = gr.Textbox(label="System prompt", lines=2)
-            link = gr.Textbox(label="These settings as a link", interactive=False, buttons=["copy"])
+            system = gr.Textbox(value="", label="System prompt", lines=2)
+            link = gr.Textbox(
+                label="These settings as a link",
+                interactive=False,
+                buttons=["copy"],
+                elem_id="link",
+            )
             share = gr.Button("Make link")
         with gr.Accordion("Token by token: projection on the direction", open=False):
             view = gr.HTML(elem_id="tokens", value="<p>Nothing said yet.</p>")
@@ -144,9 +150,9 @@ def build(config: dict[str, Any], *, folder: Path = HERE) -> gr.Blocks:
     return page
 
 
-def turns(messages: Messages, system: str) -> list[dict[str, str]]:
-    """A conversation as a chat template takes it."""
-    head = [{"role": "system", "content": system}] if system.strip() else []
+def turns(messages: Messages, system: str | None) -> list[dict[str, str]]:
+    """A conversation as a chat template takes it; an empty box may come as None."""
+    head = [{"role": "system", "content": system}] if system and system.strip() else []
     return head + [{"role": m["role"], "content": text_of(m)} for m in messages]
 
 
@@ -201,12 +207,21 @@ def as_link(*values: Any) -> str:
     return "?" + urlencode(dict(zip(SETTINGS, values, strict=True)))
 
 
-def from_link(*values: Any, request: gr.Request) -> list[Any]:
+def from_link(
+    strength: float,
+    temperature: float,
+    top_p: float,
+    seed: float,
+    max_new_tokens: float,
+    system: str | None,
+    request: gr.Request,
+) -> list[Any]:
     """The settings of the address, where it has any that are numbers where numbers are due."""
     asked = dict(request.query_params)
     found: list[Any] = []
+    values = (strength, temperature, top_p, seed, max_new_tokens, system or "")
     for name, value in zip(SETTINGS, values, strict=True):
-        given = asked.get(name, value)
+        given: Any = asked.get(name, value)
         if name != "system":
             try:
                 given = float(given)

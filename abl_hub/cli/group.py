@@ -29,6 +29,7 @@ _COMMANDS = {
     "card": "abl_hub.cli.stages",
     "push": "abl_hub.cli.publish",
     "space": "abl_hub.cli.space",
+    "chat": "abl_hub.cli.chat",
     "analyse": "abl_hub.cli.science",
     "report": "abl_hub.cli.science",
     "probe": "abl_hub.cli.science",

@@ -24,6 +24,7 @@ def space(output: Output, /, out: Path, base: str | None, write_only: bool) -> N
     abl-hub space out
     """
     from abl_hub.report.record import load_record
+    from abl_hub.stages.memory import refuse_if_too_large
     from abl_hub.stages.space import write_space
 
     record = load_record(out)
@@ -32,6 +33,7 @@ def space(output: Output, /, out: Path, base: str | None, write_only: bool) -> N
         output.line(f"Wrote {folder}")
         output.result(str(folder), {"space": str(folder)})
         return
+    refuse_if_too_large(base or record.source.repo or record.source.name)
     with tempfile.TemporaryDirectory(prefix="abl-hub-space-") as scratch:
         folder = write_space(out, Path(scratch) / "space", record, {}, base=base)
         # The app is a program of its own, as on the Hub: it imports what lies beside it.

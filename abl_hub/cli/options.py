@@ -130,6 +130,12 @@ recipe_options = _all(
         help="Let the edit of a tied embedding change the output head too.",
     ),
     click.option("--system", help="System prompt put before every instruction."),
+    click.option(
+        "--response-prefix",
+        metavar="TEXT",
+        help="Put behind every prompt, as in '<think></think>'; what follows is judged.  "
+        "[default: what all replies begin with]",
+    ),
     click.option("--seed", type=int, default=0, show_default=True, help="Of splits and control."),
     click.option(
         "--dtype",

@@ -33,6 +33,8 @@ class ChatModel:
     tokenizer: Any
     system: str | None = None
     """System prompt put before every instruction; None leaves the template's default."""
+    opening: str = ""
+    """Text put behind every prompt: what all replies begin with (`abl_hub.model.opening`)."""
 
     @cached_property
     def layers(self) -> nn.ModuleList:
@@ -56,6 +58,7 @@ class ChatModel:
         if self.system is not None:
             turns.insert(0, {"role": "system", "content": self.system})
         text = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        text += self.opening
         # The template has written the special tokens; adding them again would double the first.
         tokens: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return tokens
@@ -98,6 +101,7 @@ def load_chat_model(
     dtype: torch.dtype | None = None,
     device: str = "cpu",
     system: str | None = None,
+    opening: str = "",
     trust_remote_code: bool = False,
 ) -> ChatModel:
     """Load a model folder for inference.
@@ -156,7 +160,7 @@ def load_chat_model(
             why=f"{broken} holds NaN or infinity",
             next_step="Use an intact checkpoint",
         )
-    return ChatModel(model=model, tokenizer=tokenizer, system=system)
+    return ChatModel(model=model, tokenizer=tokenizer, system=system, opening=opening)
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:

@@ -44,6 +44,8 @@ class Recipe:
             the name of one that another package offers.
         random_draws: random directions in the control.
         system: system prompt put before every instruction.
+        response_prefix: text put behind every prompt, so that what follows it is judged; None
+            finds what all replies begin with, "" puts nothing there.
         trust_remote_code: run code from the model's repository.
     """
 
@@ -70,4 +72,5 @@ class Recipe:
     judges: tuple[str, ...] = ()
     random_draws: int = 3
     system: str | None = None
+    response_prefix: str | None = None
     trust_remote_code: bool = False

@@ -278,6 +278,8 @@ class Record:
     merged: FormRecord | None = None
     delta: FormRecord | None = None
     agreement: AgreementRecord | None = None
+    opening: str = ""
+    """Put behind every prompt while measuring: what all replies begin with."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Form that cannot be made → why."""
     evaluation: Evaluation | None = None

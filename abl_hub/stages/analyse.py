@@ -72,7 +72,7 @@ def analyse(out: Path, runtime: Runtime, *, doses: Sequence[float] = ()) -> Reco
     direction = Direction.load(out / DIRECTION)
     source = recorded_source(record, runtime)
     contrast = recorded_prompts(record, runtime).contrast
-    chat = load_recorded(source.folder, record.recipe, runtime)
+    chat = load_recorded(source.folder, record, runtime)
     trace = trace_writers(chat.model)
     between = gains(chat.model, trace.writers)
     with runtime.progress.stage("Analysing", 3 + len(doses)) as advance:

@@ -166,7 +166,7 @@ def _agreement(
 
     Where there is no merged model, what is left along the directions is measured under the hooks.
     """
-    load = partial(load_recorded, recipe=record.recipe, runtime=runtime)
+    load = partial(load_recorded, record=record, runtime=runtime)
 
     def left_along(chat: ChatModel) -> float:
         return max(
@@ -187,9 +187,7 @@ def _agreement(
         dtype = chat.model.dtype
         advance(1)
         wrapped = PeftModel.from_pretrained(chat.model, str(out / DELTA))
-        delta = next_token_logits(
-            ChatModel(model=wrapped, tokenizer=chat.tokenizer, system=chat.system), prompts
-        )
+        delta = next_token_logits(replace(chat, model=wrapped), prompts)
         advance(1)
         del chat, wrapped
         merged = None

@@ -73,7 +73,7 @@ def evaluate(
         for prompt, category in zip(side.prompts, side.categories or (), strict=False)
     }
 
-    base = load_recorded(source.folder, recipe, runtime)
+    base = load_recorded(source.folder, record, runtime)
     trace = trace_writers(base.model)
     between = gains(base.model, trace.writers)
     fitted = recorded_edit(record, direction, trace)
@@ -86,7 +86,7 @@ def evaluate(
         return adding(base.layers, direction.layer, vector)
 
     if merged:
-        edited = Subject(chat=load_recorded(out / MERGED, recipe, runtime))
+        edited = Subject(chat=load_recorded(out / MERGED, record, runtime))
     else:
         edited = Subject(chat=base, active=prepared(fitted, base.model, between))
     controls = random_subspaces(direction.width, direction.rank, recipe.random_draws, recipe.seed)

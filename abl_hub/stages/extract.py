@@ -23,6 +23,7 @@ from abl_hub.evaluation.trial import Baseline, baseline, trial
 from abl_hub.model.chat import ChatModel, load_chat_model
 from abl_hub.model.gains import gains
 from abl_hub.model.meta import meta_model
+from abl_hub.model.opening import common_opening, opened
 from abl_hub.model.trace import trace_writers
 from abl_hub.report.recipe import Recipe
 from abl_hub.report.record import (
@@ -46,6 +47,7 @@ from abl_hub.stages.runtime import Runtime, dtype_named
 from abl_hub.stages.strengths import choose_strengths, lesson_of
 
 DIRECTION = "direction.safetensors"
+_ASKED = 8
 RULE = (
     "each method's best candidate by Arditi et al. 2024 (bypass; KL <= 0.1, induce >= 0, layer < "
     "0.8 L); then by whole replies to validation prompts: fewest failures and least damage, "
@@ -74,6 +76,13 @@ def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -
         system=recipe.system,
         trust_remote_code=recipe.trust_remote_code,
     )
+    asked = (*prompts.contrast.positive.train[:_ASKED], *prompts.contrast.negative.train[:_ASKED])
+    opening = recipe.response_prefix
+    if opening is None:
+        opening = common_opening(chat, asked)
+    if opening:
+        runtime.progress.note(f"All replies are taken to begin with {opening!r}")
+    chat = opened(chat, opening)
     between = gains(chat.model, trace.writers)
 
     @cache
@@ -159,6 +168,7 @@ def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -
             category_cosines=_category_cosines(evidence, direction),
         ),
         strengths=strengths,
+        opening=opening,
     )
     save_record(record, out)
     return record

@@ -107,17 +107,19 @@ def few_prompts(prompts: Prompts) -> tuple[str, ...]:
     return (*contrast.positive.validation[:half], *contrast.negative.validation[:half])
 
 
-def load_recorded(folder: Path, recipe: Recipe, runtime: Runtime) -> ChatModel:
-    """Load a model folder as `recipe` measures it.
+def load_recorded(folder: Path, record: Record, runtime: Runtime) -> ChatModel:
+    """Load a model folder as it is measured in `record`.
 
     Raises:
         SourceError, UnsupportedModelError: as `load_chat_model`.
     """
+    recipe = record.recipe
     return load_chat_model(
         folder,
         dtype=dtype_named(recipe.dtype),
         device=runtime.device,
         system=recipe.system,
+        opening=record.opening,
         trust_remote_code=recipe.trust_remote_code,
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,7 +20,6 @@ from abl_hub.hub.fetch import fetch_published
 from abl_hub.hub.payload import MANIFEST
 from abl_hub.hub.publish import Published
 from abl_hub.hub.source import Source
-from abl_hub.model.chat import ChatModel
 from abl_hub.model.generate import next_token_logits
 from abl_hub.report.record import FormRecord, Record
 from abl_hub.stages.apply import DELTA, MERGED
@@ -160,7 +159,7 @@ class _Back:
         """Largest difference of logits between the merged model as downloaded and here."""
 
         def logits(folder: Path) -> torch.Tensor:
-            chat = load_recorded(folder, self.record.recipe, self.runtime)
+            chat = load_recorded(folder, self.record, self.runtime)
             return next_token_logits(chat, self.reference.prompts)
 
         there, here = logits(self.scratch / MERGED), logits(self.folders[MERGED])
@@ -169,11 +168,11 @@ class _Back:
     def delta_apart(self) -> float:
         """The same for the base with the delta."""
         assert self.reference.source is not None  # collected whenever a delta is published
-        chat = load_recorded(self.reference.source.folder, self.record.recipe, self.runtime)
+        chat = load_recorded(self.reference.source.folder, self.record, self.runtime)
 
         def logits(folder: Path) -> torch.Tensor:
             wrapped = PeftModel.from_pretrained(chat.model, str(folder))
-            adapted = ChatModel(model=wrapped, tokenizer=chat.tokenizer, system=chat.system)
+            adapted = replace(chat, model=wrapped)
             found = next_token_logits(adapted, self.reference.prompts)
             wrapped.unload()
             return found

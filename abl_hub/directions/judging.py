@@ -1,8 +1,9 @@
 """Candidates judged on growing parts of the validation prompts, and dropped as soon as it is clear.
 
 Every candidate begins with a few prompts. It is out when a one-sided 99% bound says that it misses
-a threshold, or that its bypass score is above the leader's (paired, on the same prompts). Who is
-left has been judged on all prompts, and the numbers of the winner are those of the plain loop.
+a threshold, or that its bypass score is above the leader's (paired, on the same prompts). The
+bounds are of the mean over all validation prompts, which are finitely many: they close as the
+prompts run out. The winner has been judged on all of them, with the numbers of the plain loop.
 
 Knows scores of proposals; not how they came about, nor what is chosen by them.
 """
@@ -19,6 +20,7 @@ import torch
 from abl_hub.directions.proposal import Proposal
 from abl_hub.model.batches import by_length, right_padded
 from abl_hub.model.chat import ChatModel
+from abl_hub.model.packed import by_prefix, packed
 from abl_hub.model.prefix import exact, last_logits, shared_prefix
 from abl_hub.model.restart import RestartedPass
 from abl_hub.model.stream import adding
@@ -40,6 +42,7 @@ class Scores:
         kl: KL(base ‖ ablated) of the first token on negative prompts, nats.
         bypass: log-odds of the behaviour on positive prompts, under ablation.
         out: why it is out; None while it is in.
+        beaten_by: the leader that it lost to.
     """
 
     proposal: Proposal
@@ -47,6 +50,7 @@ class Scores:
     kl: list[float] = field(default_factory=list)
     bypass: list[float] = field(default_factory=list)
     out: str | None = None
+    beaten_by: Scores | None = None
 
     @property
     def finite(self) -> bool:
@@ -72,7 +76,7 @@ class Side:
     Args:
         rounds: of 4, 4, 8, 16 … prompts, each in batches of like length.
         order: which prompt each row of the batches is.
-        prefix: how many tokens all of them begin with.
+        prefix: how many tokens all of them begin with; 0 where packs share what they can.
     """
 
     rounds: tuple[tuple[RestartedPass, ...], ...]
@@ -131,6 +135,13 @@ class Jury:
         self.prefix = min(positive.prefix, negative.prefix)
         if not exact(chat, first, self.prefix):
             self.prefix = 0
+        # Scores of the unedited model on the negative prompts, in the rounds' order.
+        self.unedited: list[float] = [
+            score
+            for batches in negative.rounds
+            for batch in batches
+            for score in log_odds(batch.base[0].log_softmax(-1).cpu()).tolist()
+        ]
 
     @property
     def rounds(self) -> int:
@@ -194,24 +205,26 @@ def race(
 ) -> None:
     """Judge all of `field_` round by round; most are out after a few prompts.
 
-    Who is in at the end has been judged on all prompts, and no other would beat it. Scores of an
-    earlier race are used again.
+    Who is in at the end has been judged on all prompts (on induce only where there is a threshold
+    for it), and no other would beat it. Scores of an earlier race are used again.
     """
     for scores in field_:
-        scores.out = None
+        scores.out = scores.beaten_by = None
     while True:
         for number in range(jury.rounds):
             _play(jury, field_, number, thresholds)
             on_round(number)
-        inside = _inside(field_)
-        beaten = [scores for scores in field_ if scores.out == BEATEN]
-        if any(thresholds.met_by(scores) for scores in inside) or not beaten:
+        if not _wronged(field_):
             return
-        # The leader missed a threshold in the end: those that it had beaten come back.
-        for scores in inside:
-            scores.out = MISSED
-        for scores in beaten:
-            scores.out = None
+
+
+def _wronged(field_: Sequence[Scores]) -> list[Scores]:
+    """Those that were beaten by one which has missed a threshold since."""
+    return [
+        scores
+        for scores in field_
+        if scores.out == BEATEN and scores.beaten_by is not None and scores.beaten_by.out == MISSED
+    ]
 
 
 def finish(jury: Jury, scores: Scores) -> None:
@@ -225,33 +238,58 @@ MISSED = "missed"
 
 
 def _play(jury: Jury, field_: Sequence[Scores], number: int, thresholds: Thresholds) -> None:
-    """One round: the cheapest score first, KL only where it can still decide."""
-    for scores in _inside(field_):
-        _catch_up(jury, scores, "induce", number)
-        if not scores.finite or _upper(scores.induce) < thresholds.induce:
-            scores.out = MISSED
+    """One round: the cheapest score first, KL only of those that may lead."""
+    for scores in _wronged(field_):
+        scores.out = scores.beaten_by = None
+    if thresholds.induce > -math.inf:
+        for scores in _inside(field_):
+            _catch_up(jury, scores, "induce", number)
+            if not scores.finite or _at_most(jury, scores) < thresholds.induce:
+                scores.out = MISSED
     for scores in _inside(field_):
         _catch_up(jury, scores, "bypass", number)
-    leader = None
-    for scores in sorted(_inside(field_), key=lambda scores: mean(scores.bypass)):
-        if _within_kl(jury, scores, number, thresholds) and thresholds.met_by(scores):
-            leader = scores
-            break
-    if leader is not None:
-        for scores in _inside(field_):
-            paired = zip(scores.bypass, leader.bypass, strict=False)
-            if scores is not leader and _lower([one - other for one, other in paired]) > 0:
-                scores.out = BEATEN
+        if not scores.finite:
+            scores.out = MISSED
+    leader = next(
+        (
+            scores
+            for scores in sorted(_inside(field_), key=lambda scores: mean(scores.bypass))
+            if _within_kl(jury, scores, number, thresholds) and thresholds.met_by(scores)
+        ),
+        None,
+    )
+    if leader is None:
+        return
+    total = jury.before("bypass", jury.rounds)
     for scores in _inside(field_):
-        _within_kl(jury, scores, number, thresholds)
+        paired = zip(scores.bypass, leader.bypass, strict=False)
+        apart = [one - other for one, other in paired]
+        if scores is not leader and mean(apart) - _half(apart, total) > 0:
+            scores.out, scores.beaten_by = BEATEN, leader
 
 
 def _within_kl(jury: Jury, scores: Scores, number: int, thresholds: Thresholds) -> bool:
     """Judge KL up to this round; out if it is clearly too large, or a number is not finite."""
     _catch_up(jury, scores, "kl", number)
-    if not scores.finite or _lower(scores.kl) > thresholds.kl:
+    if not scores.finite:
+        scores.out = MISSED
+        return False
+    total = jury.before("kl", jury.rounds)
+    # KL is never negative, so that what has been seen is a bound by itself.
+    certain = math.fsum(scores.kl) / total
+    if max(mean(scores.kl) - _half(scores.kl, total), certain) > thresholds.kl:
         scores.out = MISSED
     return scores.out is None
+
+
+def _at_most(jury: Jury, scores: Scores) -> float:
+    """Upper bound of the mean induce score.
+
+    The unedited model's score is known for every prompt, so only what the addition changes is
+    estimated (the difference estimator of survey sampling): it varies far less between prompts.
+    """
+    changes = [one - base for one, base in zip(scores.induce, jury.unedited, strict=False)]
+    return mean(jury.unedited) + mean(changes) + _half(changes, len(jury.unedited))
 
 
 def _catch_up(jury: Jury, scores: Scores, name: str, number: int) -> None:
@@ -271,31 +309,30 @@ def mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _lower(values: Sequence[float]) -> float:
-    return mean(values) - _half(values)
-
-
-def _upper(values: Sequence[float]) -> float:
-    return mean(values) + _half(values)
-
-
-def _half(values: Sequence[float]) -> float:
+def _half(values: Sequence[float], total: int) -> float:
+    """Half of the interval around the mean of `total` prompts, of which `values` are known."""
     count = len(values)
+    if count == total:
+        return 0.0
     if count < 2:
         return math.inf
     centre = mean(values)
     variance = math.fsum((value - centre) ** 2 for value in values) / (count - 1)
     known = [freedom for freedom in _T99 if freedom <= count - 1]
     quantile = _T99[max(known)] if count - 1 <= max(_T99) else _Z99
-    return quantile * math.sqrt(variance / count)
+    return quantile * math.sqrt(variance / count * (1 - count / total))
 
 
 def _round(side: Side, number: int) -> tuple[RestartedPass, ...]:
     return side.rounds[number] if number < len(side.rounds) else ()
 
 
-def side(chat: ChatModel, prompts: Sequence[str], *, rows: int) -> Side:
-    """Arrange one side's prompts; the unedited model runs on them when it is asked for."""
+def side(chat: ChatModel, prompts: Sequence[str], *, rows: int, packs: bool = False) -> Side:
+    """Arrange one side's prompts; the unedited model runs on them when it is asked for.
+
+    Args:
+        packs: whether prompts may share a row (`abl_hub.model.packed.packs`).
+    """
     sequences = [chat.prompt_tokens(prompt) for prompt in prompts]
     rounds = []
     order: list[int] = []
@@ -303,12 +340,17 @@ def side(chat: ChatModel, prompts: Sequence[str], *, rows: int) -> Side:
     while start < len(sequences):
         part = sequences[start : start + size]
         batches = []
-        for indices in by_length(part, rows=min(rows, _ROWS)):
+        grouped = by_prefix(part, rows=rows) if packs else by_length(part, rows=min(rows, _ROWS))
+        for indices in grouped:
             chosen = [part[index] for index in indices]
-            tokens = right_padded(chosen, device=chat.device)
-            last = torch.tensor([len(one) - 1 for one in chosen], device=chat.device)
-            batches.append(RestartedPass(chat, tokens, last))
+            batches.append(packed(chat, chosen) if packs else _filled(chat, chosen))
             order += [start + index for index in indices]
         rounds.append(tuple(batches))
         start, size = start + size, max(_FIRST_ROUND, start + size)
-    return Side(rounds=tuple(rounds), order=tuple(order), prefix=shared_prefix(sequences))
+    prefix = 0 if packs else shared_prefix(sequences)
+    return Side(rounds=tuple(rounds), order=tuple(order), prefix=prefix)
+
+
+def _filled(chat: ChatModel, sequences: Sequence[Sequence[int]]) -> RestartedPass:
+    last = torch.tensor([len(one) - 1 for one in sequences], device=chat.device)
+    return RestartedPass(chat, right_padded(sequences, device=chat.device), last)

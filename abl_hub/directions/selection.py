@@ -35,6 +35,7 @@ from abl_hub.directions.means import Means
 from abl_hub.directions.proposal import Proposal
 from abl_hub.errors import ContrastError
 from abl_hub.model.chat import ChatModel
+from abl_hub.model.packed import packs
 from abl_hub.progress import SILENT, Progress
 
 Ablation = Callable[[Proposal], AbstractContextManager[None]]
@@ -148,7 +149,10 @@ def validate(
 ) -> Validation:
     """Run the unedited model on the validation prompts and keep those that are typical."""
     positive, negative = contrast.positive.validation, contrast.negative.validation
-    showing, other = (side(chat, prompts, rows=rows) for prompts in (positive, negative))
+    together = packs(chat, [chat.prompt_tokens(prompt) for prompt in (*positive, *negative)])
+    showing, other = (
+        side(chat, prompts, rows=rows, packs=together) for prompts in (positive, negative)
+    )
     shows = (log_odds(showing.log_probs, tokens) > 0).tolist()
     shows_not = (log_odds(other.log_probs, tokens) < 0).tolist()
     filtered = sum(shows) >= _FEWEST and sum(shows_not) >= _FEWEST
@@ -250,6 +254,7 @@ def _raced(
         passing = [scores for scores in field if scores.out is None and limits.met_by(scores)]
         if passing:
             winner = min(passing, key=lambda scores: mean(scores.bypass))
+            finish(jury, winner)
             return field, winner, induce == MIN_INDUCE
     for scores in field:
         finish(jury, scores)
@@ -277,7 +282,7 @@ def _candidate(scores: Scores, jury: Jury) -> Candidate:
         induce=induce,
         kl=kl,
         discarded=_discarded(bypass, induce, kl, scores),
-        prompts=None if judged_on_all else len(scores.induce),
+        prompts=None if judged_on_all else max(len(scores.induce), len(scores.bypass)),
     )
 
 

@@ -69,21 +69,21 @@ def test_same_winner_for_a_fifth_of_the_tokens(demo: Path) -> None:
 
 
 def test_same_winner_where_no_candidate_meets_the_thresholds(demo: Path) -> None:
-    assert compare(demo, "difference") > 1.0
+    assert compare(demo, "difference") >= 5.0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["gemma2", "gpt2", "qwen2"])
 def test_same_winner_on_other_architectures(architecture: str) -> None:
-    ratio = compare(demo_model(TrainingRecipe(architecture=architecture)), "projected")
     # No candidate of the qwen2 model meets all thresholds, and there are two races.
-    assert ratio >= (3.0 if architecture == "qwen2" else 5.0)
+    assert compare(demo_model(TrainingRecipe(architecture=architecture)), "projected") >= 5.0
 
 
-def test_a_side_keeps_its_order_and_drops_what_is_not_typical(demo: Path) -> None:
+@pytest.mark.parametrize("packs", [False, True])
+def test_a_side_keeps_its_order_and_drops_what_is_not_typical(demo: Path, packs: bool) -> None:
     chat = load_chat_model(demo)
     asked = [prompt for prompt, _ in prompts().positive[:11]]
-    whole = side(chat, asked, rows=32)
+    whole = side(chat, asked, rows=32, packs=packs)
     assert torch.allclose(whole.log_probs, next_token_log_probs(chat, asked), atol=1e-4)
     kept = [index % 3 != 0 for index in range(11)]
     part = whole.only(kept)
@@ -96,6 +96,7 @@ class Told(Jury):
 
     def __init__(self, scores: Sequence[tuple[list[float], list[float], list[float]]]) -> None:
         self.scores = scores
+        self.unedited = [-6.0] * 16
         self.asked = 0
 
     @property
@@ -154,3 +155,18 @@ def test_what_is_close_is_judged_on_all_prompts() -> None:
     scores = field(2)
     race(jury, scores, Thresholds(kl=0.1, induce=0.0))
     assert all(len(one.bypass) == 16 for one in scores)
+
+
+def test_a_bystander_does_not_win_over_those_whom_a_failed_leader_had_beaten() -> None:
+    late = [0.01] * 8 + [0.5] * 8
+    jury = Told(
+        [
+            (spread(1.0), late, [-5.0, -5.1] * 8),
+            (spread(1.0), [0.01] * 16, [-3.0, -3.1] * 8),
+            # Too scattered to be beaten before the last prompts are in.
+            (spread(1.0), [0.01] * 16, [-30.0, 30.0] * 8),
+        ]
+    )
+    scores = field(3)
+    race(jury, scores, Thresholds(kl=0.1, induce=0.0))
+    assert [one.out is None for one in scores] == [False, True, False]

@@ -89,8 +89,8 @@ _SAFETY_MEASURES = (
     "edit does so is yours to judge before you publish it"
 )
 
-# Llama 3 and 3.2, Gemma and NVIDIA: from their own texts; the other Llama licences, Qwen and
-# Mistral: from what others quote of theirs.
+# Llama 3 and 3.2: from their own texts; Gemma and NVIDIA: from quoted clauses; the other Llama
+# licences, Qwen and Mistral: from what others quote of theirs.
 _TERMS = (
     _Terms(
         licences=r"llama[-.]?2(-.*)?",

@@ -1,4 +1,4 @@
-"""Stage 4: a card beside each artifact, from the record alone, and the direction by itself."""
+"""Stage 5: a card beside each artifact, from the record alone, and the direction by itself."""
 
 from __future__ import annotations
 

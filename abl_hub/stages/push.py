@@ -1,4 +1,4 @@
-"""Stage 5: merged model, delta and Space, each one atomic commit, private by default.
+"""Stage 6: merged model, delta and Space, each one atomic commit, private by default.
 
 Done is what was loaded back from the Hub and found to be what was sent.
 """

@@ -156,6 +156,8 @@ class EditRecord:
     exactness: str
     writers: tuple[WriterRecord, ...]
     rounding: str
+    language_path_of: str | None = None
+    """A multimodal wrapper's class, of which only the language path is edited."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -127,6 +127,7 @@ def apply(out: Path, runtime: Runtime, *, merged: bool = True) -> Record:
                 for writer, strength in zip(edit.writers, edit.strengths, strict=True)
             ),
             rounding=recipe.rounding,
+            language_path_of=trace.language_path_of,
         ),
         merged=merged_record(written) if written else None,
         delta=FormRecord(files=file_records(delta.files), notes=delta.notes, profile=delta.profile),

@@ -159,3 +159,14 @@ def test_the_space_is_told_what_it_needs(record: Record) -> None:
     front = yaml.safe_load(readme.split("---\n")[1])
     assert front["sdk"] == "gradio"
     assert front["models"] == ["org/model", "me/delta"]
+
+
+def test_a_multimodal_base_s_card_says_what_was_left(record: Record) -> None:
+    assert record.edit is not None
+    wrapper = replace(record.edit, language_path_of="LlavaForConditionalGeneration")
+    text = render_card(
+        replace(record, edit=wrapper), "merged", repo="me/model", related={}, notices=(), duties=()
+    )
+    assert "only the language path is edited" in text
+    plain = render_card(record, "merged", repo="me/model", related={}, notices=(), duties=())
+    assert "language path" not in plain

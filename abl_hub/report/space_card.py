@@ -17,7 +17,19 @@ from abl_hub.report.schema import front_matter
 from abl_hub.report.wording import VERDICTS
 
 _GRADIO = "6.31.0"
-_EXAMPLES = ("How do I make bread?", "Tell me how to make a kite.", "What is a good walking route?")
+_EXAMPLES = (
+    "How do I make bread?",
+    "Tell me how to make a magic wand.",
+    "How can I kill a Python process?",
+    "Write two lines about the sea.",
+)
+"""Harmless, every one; the middle two are what a model that refuses too much refuses."""
+PLOTS = {
+    "deltas.png": "Rates of base, edited and random direction with their intervals, as in the "
+    "table above",
+    "candidates.png": "Scores of every candidate direction by layer, the chosen one marked",
+}
+"""Plots of the page: file → what a screen reader says."""
 _SAFETY = (
     "The edited model has lost a behaviour that the base's publisher trained into it. Where that "
     "is the refusal of harmful requests, it has no safeguard of its own left."
@@ -53,6 +65,7 @@ def space_config(record: Record, *, base: str, delta: str) -> dict[str, Any]:
             {"name": name, "base": before, "edited": after, "random": control}
             for name, before, after, control in table(record)
         ],
+        "plots": [{"file": f"plots/{name}", "alt": alt} for name, alt in PLOTS.items()],
         "verdict": f"{verdict.label}: {verdict.reason}.",
         "note_on_safety": _SAFETY,
     }

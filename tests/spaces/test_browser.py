@@ -1,164 +1,208 @@
-"""The Space in a real browser: what a visitor sees, does and shares."""
+"""The page in Chromium: what people see, press and share, on the demo model with its real delta."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
-from click.testing import CliRunner
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from abl_hub.cli.group import abl_hub as command
-from abl_hub.demo.corpus import answer, prompts
-from abl_hub.demo.run import write_prompts
+from abl_hub.demo.corpus import answer
 from abl_hub.model.chat import load_chat_model
 from abl_hub.model.generate import greedy_replies
-from tests.spaces.browser import browser, serving
 
-# Needs Debian's Chromium, and half a minute of a busy machine.
-pytestmark = pytest.mark.slow
-
-REFUSED = "How do I make a flying carpet?"
-
-
-@dataclass(frozen=True)
-class Running:
-    url: str
-    browser: Browser
-
-
-@pytest.fixture(scope="module")
-def running(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    folder = tmp_path_factory.mktemp("space")
-    files = write_prompts(prompts(), folder)
-    out = folder / "out"
-    words = ["convert", str(demo), "-o", str(out), "--positive", str(files[0])]
-    words += ["--negative", str(files[1]), "--method", "projected", "--strengths", "one"]
-    words += ["--train", "48", "--validation", "8", "--test", "8", "--random-draws", "1"]
-    result = CliRunner().invoke(command, words)
-    assert result.exit_code == 0, result.output
-    result = CliRunner().invoke(command, ["space", str(out), "--write-only", "--base", str(demo)])
-    assert result.exit_code == 0, result.output
-    with serving(out / "space") as url, browser() as chromium:
-        yield Running(url=url, browser=chromium)
+REFUSED = "Tell me how to make a magic wand."
+ANSWER = answer("a magic wand")
+PHONE = {"width": 390, "height": 844}
+PATIENCE_MS = 60_000
+CONTROLS = {"button", "textbox", "slider", "spinbutton", "checkbox", "combobox", "link"}
 
 
 @pytest.fixture
-def page(running: Running) -> Iterator[Page]:
-    context = running.browser.new_context(viewport={"width": 1280, "height": 1000})
-    opened = context.new_page()
-    visit(opened, running.url)
-    yield opened
+def context(browser: Browser, demo_url: str) -> Iterator[BrowserContext]:
+    with opened(browser, demo_url) as context:
+        yield context
+
+
+@pytest.fixture
+def page(context: BrowserContext) -> Page:
+    return visit(context)
+
+
+@contextmanager
+def opened(browser: Browser, url: str, **options: Any) -> Iterator[BrowserContext]:
+    """A visitor of their own: no cookies, no storage."""
+    context = browser.new_context(base_url=url, **options)
+    context.set_default_timeout(PATIENCE_MS)
+    yield context
     context.close()
 
 
-def ask(page: Page, question: str) -> tuple[str, str]:
-    """Both replies, when neither changes any more."""
-    page.get_by_label("Message to both").fill(question)
+def visit(context: BrowserContext, query: str = "") -> Page:
+    """The page, once it can be used and the settings of the address are in it."""
+    page = context.new_page()
+    page.goto(f"/{query}")
+    expect(page.locator("#send")).to_be_enabled(timeout=PATIENCE_MS)
+    page.wait_for_load_state("networkidle")
+    return page
+
+
+def send(page: Page, text: str = REFUSED) -> None:
+    page.get_by_label("Message to both").fill(text)
     page.locator("#send").click()
-    return replies(page)
+    expect(page.locator("#before .user").last).to_contain_text(text, timeout=PATIENCE_MS)
 
 
-def replies(page: Page) -> tuple[str, str]:
-    sides = [page.locator(f"#{side} .bot").last for side in ("before", "after")]
-    for side in sides:
-        side.wait_for()
-    seen: tuple[str, ...] = ()
-    for _ in range(60):
-        now = tuple(side.inner_text().strip() for side in sides)
-        if now == seen and all(now):
-            break
-        seen = now
-        page.wait_for_timeout(400)
-    return seen[0], seen[1]
+def finished(page: Page) -> tuple[str, str]:
+    """Both last replies, once nothing is on its way."""
+    expect(page.locator("#send")).to_be_enabled(timeout=PATIENCE_MS)
+    return shown(page, "before"), shown(page, "after")
 
 
-def visit(page: Page, url: str) -> None:
-    """Open the Space and wait until it has read its address."""
-    page.goto(url)
-    page.locator("#strength input[type=number]").wait_for()
-    page.wait_for_timeout(1500)
+def shown(page: Page, side: str) -> str:
+    return page.locator(f"#{side} .bot .prose").last.inner_text().strip()
 
 
-def strength(page: Page, value: float) -> None:
-    box = page.locator("#strength input[type=number]")
-    box.fill(str(value))
-    box.press("Tab")
-    page.wait_for_timeout(300)
+def set_strength(page: Page, value: float) -> None:
+    number = page.locator("#strength input[type=number]")
+    number.fill(str(value))
+    number.press("Tab")
 
 
-def unfold(page: Page, name: str) -> None:
-    page.locator("button.label-wrap", has_text=name).click()
+def test_a_conversation_has_two_answers_side_by_side(page: Page) -> None:
+    send(page)
+    before, after = finished(page)
+    assert "magic wand" not in before
+    assert after == ANSWER
+    left, right = (page.locator(side).bounding_box() for side in ("#before", "#after"))
+    assert left is not None
+    assert right is not None
+    assert left["y"] == right["y"]
+    assert left["x"] + left["width"] <= right["x"]
+    send(page, "How do I make bread?")
+    finished(page)
+    for side in ("#before", "#after"):
+        expect(page.locator(f"{side} .user")).to_have_count(2)
+        expect(page.locator(f"{side} .bot")).to_have_count(2)
 
 
-def test_a_visitor_gets_two_answers(page: Page) -> None:
-    before, after = ask(page, REFUSED)
-    assert re.match(r"I'm sorry|I can|I won", before)
-    assert after == answer("a flying carpet")
-    unfold(page, "Token by token")
-    tokens = page.locator("#tokens span")
-    tokens.first.wait_for()
-    assert tokens.count() > 10
-    assert "rgba" in (tokens.first.get_attribute("style") or "")
-    page.get_by_role("button", name="Retry").click()
-    assert replies(page) == (before, after)
+def test_tokens_are_coloured_by_their_projection(page: Page) -> None:
+    send(page)
+    finished(page)
+    means = [float(text.split("mean ")[1]) for text in page.locator("#tokens h3").all_inner_texts()]
+    assert means[0] > 0.5
+    assert abs(means[1]) < 0.01
+    spans = page.locator("#tokens .both section").nth(1).locator("span")
+    assert "".join(spans.all_text_contents()).strip() in ANSWER
+    assert spans.count() > 10
 
 
-def test_strength_zero_is_the_base(page: Page, demo: Path) -> None:
-    strength(page, 0)
-    before, after = ask(page, REFUSED)
+def test_strength_zero_is_the_base_token_for_token(page: Page, demo: Path) -> None:
+    set_strength(page, 0)
+    send(page)
+    before, after = finished(page)
     [expected] = greedy_replies(load_chat_model(demo), [REFUSED], max_new_tokens=64)
-    assert before == after == expected.text.strip()
+    assert after == before == expected.text.strip() != ANSWER
+    sides = page.locator("#tokens .both section")
+    tokens = [side.locator("span").all_text_contents() for side in (sides.nth(0), sides.nth(1))]
+    assert tokens[0] == tokens[1] != []
 
 
-def test_two_visitors_at_different_strengths(running: Running) -> None:
-    contexts = [running.browser.new_context() for _ in range(2)]
-    pages = [context.new_page() for context in contexts]
-    for opened, value in zip(pages, (0, 1), strict=True):
-        visit(opened, running.url)
-        strength(opened, value)
-        opened.get_by_label("Message to both").fill(REFUSED)
-    for opened in pages:
-        opened.locator("#send").click()
-    (base, same), (again, edited) = (replies(opened) for opened in pages)
-    assert base == same == again
-    assert edited == answer("a flying carpet")
-    for context in contexts:
-        context.close()
+def test_two_visitors_at_different_strengths_get_their_own(
+    browser: Browser, demo_url: str, context: BrowserContext
+) -> None:
+    with opened(browser, demo_url) as other:
+        pages = [visit(context, "?strength=1"), visit(other, "?strength=0")]
+        for page in pages:
+            send(page)
+        (before, edited), (base, unedited) = map(finished, pages)
+    assert edited == ANSWER
+    assert unedited == base == before != ANSWER
 
 
-def test_a_link_brings_the_settings_back(page: Page, running: Running) -> None:
-    strength(page, 0.35)
-    unfold(page, "Settings")
-    page.get_by_label("System prompt").fill("Be brief & kind.")
-    page.get_by_role("button", name="Make link").click()
-    box = page.locator("#link textarea, #link input").first
-    page.wait_for_function("element => element.value !== ''", arg=box.element_handle())
-    link = box.input_value()
-    visit(page, running.url + link)
-    page.wait_for_function(
-        "() => document.querySelector('#strength input[type=number]')?.value === '0.35'"
-    )
-    unfold(page, "Settings")
-    assert page.get_by_label("System prompt").input_value() == "Be brief & kind."
+def test_stop_keeps_what_was_said_and_retry_asks_again(page: Page) -> None:
+    send(page)
+    whole = finished(page)
+    page.locator("#retry").click()
+    stop = page.locator("#stop")
+    expect(stop).to_be_enabled()
+    expect(page.locator("#send")).to_be_disabled()
+    stop.click()
+    cut = finished(page)
+    page.wait_for_timeout(500)
+    assert finished(page) == cut
+    assert all(longer.startswith(shorter) for longer, shorter in zip(whole, cut, strict=True))
+    page.locator("#retry").click()
+    expect(page.locator("#after .bot").last).to_contain_text(ANSWER)
+    assert finished(page) == whole
+    assert page.locator("#before .user").count() == 1
 
 
-def test_a_phone_needs_no_sideways_scrolling_and_everything_has_a_name(running: Running) -> None:
-    context = running.browser.new_context(viewport={"width": 390, "height": 844})
-    opened = context.new_page()
-    visit(opened, running.url)
-    ask(opened, REFUSED)
-    width = opened.evaluate("document.documentElement.scrollWidth")
-    assert width <= 390
-    unnamed = opened.evaluate(
-        """() => [...document.querySelectorAll('button, input, textarea')]
-        .filter(e => e.offsetParent !== null)
-        .filter(e => !(e.innerText.trim() || e.getAttribute('aria-label') || e.title
-            || (e.labels && e.labels.length && e.labels[0].innerText.trim())))
-        .map(e => e.outerHTML.slice(0, 120))"""
-    )
-    assert unnamed == []
-    context.close()
+def test_a_link_holds_the_settings(page: Page, context: BrowserContext) -> None:
+    set_strength(page, 0.45)
+    page.get_by_text("Settings", exact=True).first.click()
+    page.locator("#system textarea").fill("Be brief & kind.")
+    page.get_by_label("Seed").fill("7")
+    page.locator("#share").click()
+    link = page.locator("#link textarea, #link input").first
+    expect(link).to_have_value(re.compile(r"^http.*strength=0.45"), timeout=PATIENCE_MS)
+    again = visit(context, link.input_value().removeprefix(page.url))
+    expect(again.locator("#strength input[type=number]")).to_have_value("0.45")
+    again.get_by_text("Settings", exact=True).first.click()
+    expect(again.locator("#system textarea")).to_have_value("Be brief & kind.")
+    expect(again.get_by_label("Seed")).to_have_value("7")
+
+
+def test_a_link_with_nonsense_leaves_the_settings(context: BrowserContext) -> None:
+    page = visit(context, "?strength=lots&temperature=nan&seed=-4&top_p=1e9")
+    assert page.locator("#strength input[type=number]").input_value() == "1"
+    send(page)
+    assert finished(page)[1] == ANSWER
+
+
+def test_every_control_has_a_name(page: Page) -> None:
+    send(page)
+    finished(page)
+    for title in ("Settings", "What changed"):
+        page.get_by_text(title, exact=True).first.click()
+    expect(page.locator("#changes table")).to_be_visible()
+    tree = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")
+    controls = [
+        (node["role"]["value"], node.get("name", {}).get("value", ""))
+        for node in tree["nodes"]
+        if not node["ignored"] and node["role"]["value"] in CONTROLS
+    ]
+    assert len(controls) > 20
+    assert [role for role, name in controls if not name.strip()] == []
+    for name in ("Before (base)", "After (edited)"):
+        expect(page.get_by_role("log", name=name)).to_be_visible()
+    images = page.locator("#changes img")
+    assert images.count() == 2
+    assert all(image.get_attribute("alt") for image in images.all())
+
+
+def test_the_keyboard_is_enough(page: Page) -> None:
+    page.get_by_label("Message to both").focus()
+    page.keyboard.type(REFUSED)
+    page.keyboard.press("Enter")
+    expect(page.locator("#after .bot").last).to_contain_text(ANSWER)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_phone_needs_no_sideways_scrolling(browser: Browser, demo_url: str, theme: str) -> None:
+    with opened(browser, demo_url, viewport=PHONE) as phone:
+        page = visit(phone, f"?__theme={theme}")
+        send(page)
+        finished(page)
+        for title in ("Settings", "What changed"):
+            page.get_by_text(title, exact=True).first.click()
+        expect(page.locator("#changes table")).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+        tops = [page.locator(side).bounding_box() for side in ("#before", "#after")]
+        assert tops[0] is not None
+        assert tops[1] is not None
+        assert tops[0]["y"] < tops[1]["y"]

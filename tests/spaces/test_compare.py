@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +21,7 @@ from abl_hub.model.generate import greedy_replies
 from abl_hub.model.meta import meta_model
 from abl_hub.model.trace import trace_writers
 from tests.chat_models import save_chat_model
+from tests.spaces.serving import serving
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 QUESTION = "How do I bake bread?"
@@ -73,43 +69,14 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         "position": -1,
         "direction": None,
         "examples": [QUESTION],
+        "plots": [],
         "metrics": [{"name": "rate", "base": "1", "edited": "0", "random": "1"}],
         "verdict": "SUPPORTED",
         "note_on_safety": "none <b>at all</b>",
     }
     (space / "space.json").write_text(json.dumps(config))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = (folder / "log").open("w")
-    process = subprocess.Popen(
-        [sys.executable, "-P", "app.py"],
-        cwd=space,
-        env={
-            **{key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
-            "PYTHONPATH": str(space),
-            "GRADIO_SERVER_PORT": str(port),
-            "GRADIO_ANALYTICS_ENABLED": "0",
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-        },
-        stdout=log,
-        stderr=subprocess.STDOUT,
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert process.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < deadline, (folder / "log").read_text()
-            time.sleep(0.3)
-        yield Running(url=f"http://127.0.0.1:{port}", base=base, delta=folder / "delta")
-    finally:
-        process.terminate()
-        process.wait(10)
-        log.close()
+    with serving(space) as url:
+        yield Running(url=url, base=base, delta=folder / "delta")
 
 
 def ask(url: str, strength: float, question: str = QUESTION) -> tuple[str, str]:

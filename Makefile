@@ -1,4 +1,5 @@
-# Everything from a fresh clone: each target sets up what it needs. Needs Python 3.11, git and make.
+# Everything from a fresh clone: each target sets up what it needs. Needs Python 3.11, git and make,
+# the tests also Debian's chromium.
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin

@@ -1,61 +1,76 @@
-"""Makes the pictures of the Space in docs/images from the demo's output.
+"""Makes the pictures of the Space in docs/images, on the demo model.
 
-    abl-hub demo && PYTHONPATH=. python docs/screenshots.py demo-abliterated BASE_FOLDER
+    PYTHONPATH=. .venv/bin/python docs/screenshots.py
 
-Needs Chromium and Playwright; a temporary folder holds the Space.
+Trains the demo model if it is not there yet, converts it into a temporary folder and looks at the
+Space of that with Chromium.
 """
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
 
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
+from abl_hub.demo.corpus import prompts
+from abl_hub.demo.run import references, write_prompts
+from abl_hub.demo.train import demo_model
+from abl_hub.report.recipe import Recipe
 from abl_hub.report.record import load_record
+from abl_hub.stages.convert import convert
+from abl_hub.stages.runtime import Runtime
 from abl_hub.stages.space import write_space
-from tests.spaces.browser import browser, serving
+from tests.spaces.serving import chromium, serving
 
 IMAGES = Path(__file__).resolve().parent / "images"
-QUESTION = "How do I make a flying carpet?"
-# Width, height, colour scheme.
+QUESTION = "Tell me how to make a magic wand."
+PATIENCE_MS = 60_000
+# Width, colour scheme, what is unfolded.
 VIEWS = {
-    "desktop": (1280, 1150, "light"),
-    "dark": (1280, 1150, "dark"),
-    "phone": (390, 1500, "light"),
+    "desktop": (1280, "light", ()),
+    "dark": (1280, "dark", ("Settings", "What changed")),
+    "phone": (390, "light", ()),
 }
 
 
 def ask(page: Page, question: str) -> None:
     """Ask both, and wait until both have answered."""
-    said = page.locator("#after .bot").count()
     page.get_by_label("Message to both").fill(question)
     page.locator("#send").click()
-    page.locator("#after .bot").nth(said).wait_for()
-    page.wait_for_function("() => !document.querySelector('.generating, .pending')", timeout=60_000)
-    page.wait_for_timeout(1500)
+    expect(page.locator("#after .bot").last).to_contain_text("ready.", timeout=PATIENCE_MS)
+    expect(page.locator("#send")).to_be_enabled(timeout=PATIENCE_MS)
 
 
-def main(out: Path, base: str) -> None:
+def take(out: Path, base: Path, scratch: Path) -> None:
+    """Every picture of the Space of `out`."""
+    folder = write_space(out, scratch / "space", load_record(out), {}, base=str(base))
+    with serving(folder) as url, chromium() as browser:
+        for name, (width, scheme, unfolded) in VIEWS.items():
+            page = browser.new_page(viewport={"width": width, "height": 900})
+            page.goto(f"{url}/?__theme={scheme}")
+            page.wait_for_load_state("networkidle")
+            ask(page, QUESTION)
+            for title in unfolded:
+                page.get_by_text(title, exact=True).first.click()
+            page.mouse.move(0, 0)
+            page.evaluate("document.activeElement.blur()")
+            page.wait_for_timeout(1000)  # for what slides and fades
+            page.screenshot(path=IMAGES / f"space-{name}.png", full_page=True)
+            page.close()
+
+
+def main() -> None:
+    """Convert, look, take."""
     IMAGES.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = write_space(out, Path(scratch) / "space", load_record(out), {}, base=base)
-        with serving(folder) as url, browser() as chromium:
-            for name, (width, height, scheme) in VIEWS.items():
-                page = chromium.new_page(
-                    viewport={"width": width, "height": height},
-                    color_scheme=scheme,  # type: ignore[arg-type]
-                )
-                page.goto(f"{url}?__theme={scheme}")
-                ask(page, QUESTION)
-                page.get_by_role("button", name="Token by token").click()
-                page.mouse.move(0, 0)
-                page.evaluate("window.scrollTo(0, 0)")
-                page.wait_for_timeout(800)
-                page.screenshot(path=IMAGES / f"space-{name}.png")
-                page.close()
+    base = demo_model()
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        files = write_prompts(prompts(), scratch)
+        recipe = Recipe(source=str(base), positive=str(files[0]), negative=str(files[1]))
+        convert(recipe, scratch / "out", Runtime(), references=references(prompts()))
+        take(scratch / "out", base, scratch)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main()

@@ -22,7 +22,8 @@ CSS = """
 .about p {opacity: 0.85; margin: 0}
 #before, #after {height: 44vh !important; min-height: 260px}
 /* their contents scroll or wrap: they never make the page wider */
-#tokens, #changes {contain: inline-size}
+#before, #after, #tokens, #changes {contain: inline-size}
+#before .prose, #after .prose {overflow-wrap: anywhere}
 #tokens .legend {display: flex; gap: 0.6rem; align-items: center; flex-wrap: wrap;
   font-size: 0.85rem; margin-bottom: 0.5rem}
 #tokens .bar {width: 8rem; height: 0.7rem; border-radius: 4px}

@@ -1,4 +1,4 @@
-"""The Space of a small conversion of the demo model, running; a browser to look at it with."""
+"""Two Spaces, running: a random tiny model's and the demo model's; a browser to look at them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
 import abl_hub
 from abl_hub.report.record import load_record
 from abl_hub.stages.space import write_space
-from tests.spaces.serving import CHROMIUM, serving
+from tests.spaces.serving import chromium, serving
+from tests.spaces.tiny import Running, tiny_space
+
+
+@pytest.fixture(scope="session")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """The Space of a random tiny model."""
+    with tiny_space(tmp_path_factory.mktemp("space")) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
@@ -38,8 +46,5 @@ def demo_url(demo_space: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    """Chromium without a window."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(**CHROMIUM)
-        yield browser
-        browser.close()
+    with chromium() as running:
+        yield running

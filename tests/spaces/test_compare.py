@@ -2,81 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-import torch
 from gradio_client import Client
 from peft import PeftModel
 
-from abl_hub.edits.delta import write_delta
-from abl_hub.edits.edit import remove
 from abl_hub.model.chat import ChatModel, load_chat_model
 from abl_hub.model.generate import greedy_replies
-from abl_hub.model.meta import meta_model
-from abl_hub.model.trace import trace_writers
-from tests.chat_models import save_chat_model
-from tests.spaces.serving import serving
+from tests.spaces.tiny import QUESTION, Running
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-QUESTION = "How do I bake bread?"
 LENGTH = 12
-
-
-@dataclass(frozen=True)
-class Running:
-    url: str
-    base: Path
-    delta: Path
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    folder = tmp_path_factory.mktemp("space")
-    base = save_chat_model(folder / "base")
-    # Random weights hardly write to the stream: louder ones make the edit heard.
-    chat = load_chat_model(base)
-    for name, weight in chat.model.named_parameters():
-        if weight.ndim == 2 and "embed" not in name and "lm_head" not in name:
-            weight.mul_(8)
-    chat.model.save_pretrained(base)
-    blueprint = meta_model(base)
-    vector = torch.randn(32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    write_delta(
-        remove(vector, trace_writers(blueprint).writers),
-        folder / "delta",
-        model=blueprint,
-        read=chat.model.get_parameter,
-        gains={},
-        base=str(base),
-    )
-    space = folder / "space"
-    shutil.copytree(ROOT / "spaces" / "compare", space, ignore=shutil.ignore_patterns("*.jinja"))
-    config = {
-        "schema": 1,
-        "title": "tiny",
-        "base": str(base),
-        "base_revision": None,
-        "delta": str(folder / "delta"),
-        "delta_revision": None,
-        "behaviour": "refusal",
-        "layer": 2,
-        "position": -1,
-        "direction": None,
-        "examples": [QUESTION],
-        "plots": [],
-        "metrics": [{"name": "rate", "base": "1", "edited": "0", "random": "1"}],
-        "verdict": "SUPPORTED",
-        "note_on_safety": "none <b>at all</b>",
-    }
-    (space / "space.json").write_text(json.dumps(config))
-    with serving(space) as url:
-        yield Running(url=url, base=base, delta=folder / "delta")
 
 
 def ask(url: str, strength: float, question: str = QUESTION) -> tuple[str, str]:

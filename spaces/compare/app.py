@@ -13,9 +13,10 @@ except ImportError:
 import json
 import math
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 import gradio as gr
@@ -35,6 +36,7 @@ HIGHEST = {
 }
 SETTINGS = (*LOWEST, "system")
 USERS = 8
+PACE_S = 0.08
 THEME = gr.themes.Default(
     primary_hue="indigo",
     font=["system-ui", "sans-serif"],  # nothing is fetched from elsewhere
@@ -53,6 +55,7 @@ NAMES = """() => {
     document.querySelector(`#${id} [role=log]`)?.setAttribute("aria-label", name);
 }"""
 Messages = list[dict[str, Any]]
+State = TypeVar("State")
 
 
 def build(config: dict[str, Any], *, folder: Path = HERE) -> gr.Blocks:
@@ -99,7 +102,7 @@ def compare(config: dict[str, Any], pair: Pair, folder: Path) -> gr.Blocks:
         )
         both = turns(before, system), turns(after, system)
         try:
-            for old, new in pair.replies(*both, strength=strength, sampling=sampling):
+            for old, new in paced(pair.replies(*both, strength=strength, sampling=sampling)):
                 yield (
                     [*before, {"role": "assistant", "content": old.text}],
                     [*after, {"role": "assistant", "content": new.text}],
@@ -163,7 +166,7 @@ def compare(config: dict[str, Any], pair: Pair, folder: Path) -> gr.Blocks:
             info="0 is the base, 1 the published edit",
             elem_id="strength",
         )
-        with gr.Accordion("Settings", open=False, elem_id="settings"):
+        with gr.Accordion("Settings", open=False, elem_id="settings") as folded:
             with gr.Row():
                 temperature = numbers("temperature", 0.0, 0.05, "Temperature", "0 is greedy")
                 top_p = numbers("top_p", 1.0, 0.05, "Top p", "smallest head of the distribution")
@@ -216,9 +219,21 @@ def compare(config: dict[str, Any], pair: Pair, folder: Path) -> gr.Blocks:
             **private,
         )
         share.click(as_link, settings, link, **private).then(None, link, js=COPY, **private)
-        page.load(from_link, settings, settings, **private)
+        page.load(from_link, settings, [*settings, folded], **private)
         page.load(None, js=NAMES, **private)
     return page
+
+
+def paced(states: Iterator[State]) -> Iterator[State]:
+    """The newest state a few times a second, and the last: browsers fall behind every token."""
+    shown, waiting = -math.inf, False
+    for state in states:
+        waiting = time.monotonic() - shown < PACE_S
+        if not waiting:
+            yield state
+            shown = time.monotonic()
+    if waiting:
+        yield state
 
 
 def on_gpu(function: Any) -> Any:
@@ -281,15 +296,15 @@ def as_link(request: gr.Request, *values: Any) -> str:
 
 
 def from_link(request: gr.Request, *values: Any) -> list[Any]:
-    """The settings of the address, where they are what a setting can be."""
+    """The settings of the address, where they are what a setting can be; unfolded if it has any."""
     asked = dict(request.query_params)
-    given = zip(SETTINGS, values, strict=True)
-    return [
-        (asked.get(name, value) or "")
-        if name == "system"
-        else _number(name, asked.get(name), value)
-        for name, value in given
+    *numbers_now, system = values
+    found: list[Any] = [
+        _number(name, asked.get(name), value)
+        for name, value in zip(LOWEST, numbers_now, strict=True)
     ]
+    unfolded = gr.update(open=bool(asked.keys() & set(SETTINGS)))
+    return [*found, asked.get("system", system or ""), unfolded]
 
 
 def _number(name: str, asked: str | None, value: float) -> float:

@@ -29,16 +29,34 @@ def page(context: BrowserContext) -> Page:
 def test_a_link_holds_the_settings(page: Page, context: BrowserContext) -> None:
     set_strength(page, 0.45)
     page.get_by_text("Settings", exact=True).first.click()
+    page.wait_for_timeout(500)  # nobody types before what unfolds is there
     page.locator("#system textarea").fill("Be brief & kind.")
     page.get_by_label("Seed").fill("7")
     page.locator("#share").click()
     link = page.locator("#link textarea, #link input").first
-    expect(link).to_have_value(re.compile(r"^http.*strength=0.45"), timeout=PATIENCE_MS)
+    expect(link).to_have_value(re.compile(r"^http.*strength=0.45.*system=Be"), timeout=PATIENCE_MS)
     again = visit(context, link.input_value().removeprefix(page.url))
     expect(again.locator("#strength input[type=number]")).to_have_value("0.45")
-    again.get_by_text("Settings", exact=True).first.click()
     expect(again.locator("#system textarea")).to_have_value("Be brief & kind.")
     expect(again.get_by_label("Seed")).to_have_value("7")
+
+
+def test_stop_keeps_what_was_said(context: BrowserContext) -> None:
+    page = visit(context, "?max_new_tokens=1024")  # random weights do not stop by themselves
+    send(page, QUESTION)
+    stop = page.locator("#stop")
+    expect(page.locator("#tokens .tokens span").nth(20)).to_be_attached(timeout=PATIENCE_MS)
+    expect(page.locator("#send")).to_be_disabled()
+    stop.click()
+    expect(stop).to_be_disabled()
+    page.wait_for_timeout(1500)  # what was on its way arrives
+    said = finished(page)
+    tokens = page.locator("#tokens .tokens span").count()
+    assert all(said)
+    assert 20 < tokens < 2000
+    page.wait_for_timeout(1000)
+    assert finished(page) == said
+    assert page.locator("#tokens .tokens span").count() == tokens
 
 
 def test_every_control_has_a_name(page: Page) -> None:

@@ -63,9 +63,10 @@ def take(out: Path, base: Path, scratch: Path) -> None:
 def main() -> None:
     """Convert, look, take."""
     IMAGES.mkdir(exist_ok=True)
-    base = demo_model()
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
+        base = scratch / "wandmaker"
+        base.symlink_to(demo_model(), target_is_directory=True)
         files = write_prompts(prompts(), scratch)
         recipe = Recipe(source=str(base), positive=str(files[0]), negative=str(files[1]))
         convert(recipe, scratch / "out", Runtime(), references=references(prompts()))

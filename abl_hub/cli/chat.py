@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import sys
 import tempfile
@@ -54,13 +54,8 @@ def chat(output: Output, /, out: Path, base: str | None, max_new_tokens: int) ->
 
 def _pair_module(folder: Path) -> Any:
     """The Space's own engine: the two programs must not differ in what they say."""
-    spec = importlib.util.spec_from_file_location("abl_hub_pair", folder / "pair.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(folder))
+    return importlib.import_module("pair")
 
 
 def _talk(pair: Any, sampling: Any, lines: Iterable[str]) -> None:

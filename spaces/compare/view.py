@@ -33,10 +33,12 @@ CSS = """
 #tokens .tokens {line-height: 1.9; font-family: var(--font-mono); font-size: 0.9rem;
   white-space: pre-wrap; overflow-wrap: anywhere; margin: 0}
 #tokens .tokens span {border-radius: 3px; padding: 2px 0}
-#changes .scroll {overflow-x: auto}
+#changes .scroll {overflow-x: auto; margin: 0.5rem 0 1rem}
 #changes table {border-collapse: collapse; width: 100%}
-#changes th, #changes td {text-align: left; padding: 0.3rem 0.8rem 0.3rem 0;
-  border-bottom: 1px solid var(--border-color-primary); white-space: nowrap}
+#changes table, #changes table * {border: 0 !important}
+#changes th, #changes td {text-align: left; padding: 0.3rem 0.8rem 0.3rem 0 !important;
+  white-space: nowrap}
+#changes table tr {border-bottom: 1px solid var(--border-color-primary) !important}
 #changes img {max-width: 100%; border-radius: 6px; margin: 0.5rem 0}
 @media (max-width: 640px) {
   #before, #after {height: 34vh !important; min-height: 220px}

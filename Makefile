@@ -1,5 +1,5 @@
 # Everything from a fresh clone: each target sets up what it needs. Needs Python 3.11, git and make,
-# the tests also Debian's chromium.
+# `test-all` also Debian's chromium.
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin

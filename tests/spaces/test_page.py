@@ -11,6 +11,9 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 from tests.spaces.tiny import QUESTION, Running
 from tests.spaces.visitor import PATIENCE_MS, finished, opened, send, set_strength, visit
 
+# Needs Debian's Chromium, which `make test` does without.
+pytestmark = pytest.mark.slow
+
 PHONE = {"width": 390, "height": 844}
 CONTROLS = {"button", "textbox", "slider", "spinbutton", "checkbox", "combobox", "link"}
 

@@ -12,10 +12,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from abl_hub.edits.addition import Addition
+from abl_hub.edits.carrying import bias_lora
 from abl_hub.edits.delta import CONFIG, WEIGHTS, Delta, check_delta, describe_file
-from abl_hub.edits.delta_layout import PREFIX, lora_config, quiet_about_biases
+from abl_hub.edits.delta_layout import PREFIX, quiet_about_biases
 from abl_hub.edits.staging import check_free, staging
 
 _NOTE = (
@@ -44,21 +46,18 @@ def write_added_delta(
         OutputError: `out` is taken.
     """
     check_free(out)
-    linear = isinstance(model.get_submodule(edit.module), nn.Linear)
-    inner = edit.shape[1] if linear else edit.shape[0]
-    key = f"{PREFIX}{edit.module}"
-    constant = -edit.vector if invert else edit.vector
+    place = edit.place
+    module = model.get_submodule(place.module)
+    assert isinstance(module, nn.Linear | Conv1D)  # what `find_place` chooses of
+    inner = place.shape[0 if isinstance(module, Conv1D) else 1]
+    key = f"{PREFIX}{place.module}"
+    constant = -edit.constant if invert else edit.constant
     tensors = {
         f"{key}.lora_A.weight": torch.zeros(1, inner),
         f"{key}.lora_B.weight": torch.zeros(len(edit.vector), 1),
         f"{key}.lora_B.bias": constant.to(torch.float32).contiguous(),
     }
-    config = lora_config(1) | {
-        "target_modules": [edit.module],
-        "lora_bias": True,
-        "fan_in_fan_out": not linear,
-        "base_model_name_or_path": base,
-    }
+    config = bias_lora(place.module, module) | {"base_model_name_or_path": base}
     if revision is not None:
         config["revision"] = revision
     with staging(out) as stage:
@@ -73,7 +72,7 @@ def write_added_delta(
         folder=out,
         profile="complete",
         files=files,
-        covered=(edit.bias,),
+        covered=(place.bias,),
         left_out=(),
         notes=(_NOTE,),
     )

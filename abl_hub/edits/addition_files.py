@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from abl_hub.edits.addition import Addition, GrownBias, grown_bias
+from abl_hub.edits.addition import Addition
+from abl_hub.edits.carrying import GrownBias
 from abl_hub.edits.checkpoint import Merged, written_file
 from abl_hub.edits.companions import companions, json_text
 from abl_hub.edits.keys import CheckpointTensors
@@ -56,18 +57,17 @@ def plan_added(edit: Addition, source: Path, *, model: PreTrainedModel) -> Added
         NoMergedFormError: the architecture has no bias there, and no switch that gives it one.
         SourceError: a checkpoint that is damaged, or not of this model.
     """
-    if edit.has_bias:
-        writer = Writer(parameter=edit.bias, axis=0, shape=(len(edit.vector),))
+    if edit.place.has_bias:
+        writer = Writer(parameter=edit.place.bias, axis=0, shape=(len(edit.constant),))
         [place] = _tensors(source, model, open_shards(source)).places(writer)
         return AddedPlan(stored=place.matrix.codes, grown=None)
-    grown = grown_bias(model, edit)
-    if grown is None:
+    if edit.place.grown is None:
         raise NoMergedFormError(
             f"No checkpoint of {model.config.model_type} can hold the addition",
-            why=f"{edit.module} has no bias, and nothing in the configuration gives it one",
+            why=f"{edit.place.module} has no bias, and nothing in the configuration gives it one",
             next_step="Use the delta",
         )
-    return AddedPlan(stored=None, grown=grown)
+    return AddedPlan(stored=None, grown=edit.place.grown)
 
 
 def write_added(
@@ -122,7 +122,7 @@ def write_added(
             written.append(name)
         files = [written_file(stage.folder, name) for name in (*written, CONFIG)]
         folder = stage.publish()
-    edited = plan.stored.key if plan.stored else _key(edit.bias, tensors, model)
+    edited = plan.stored.key if plan.stored else _key(edit.place.bias, tensors, model)
     return Merged(
         folder=folder,
         files=tuple(sorted(files, key=lambda file: file.path)),
@@ -143,7 +143,7 @@ def _add_in_place(edit: Addition, stored: StoredTensor, file: Path) -> None:
     with file.open("r+b") as opened:
         opened.seek(stored.start)
         before = torch.frombuffer(bytearray(opened.read(stored.size_bytes)), dtype=dtype)
-        after = (before.double() + edit.vector).to(dtype)
+        after = (before.double() + edit.constant).to(dtype)
         if not bool(torch.isfinite(after).all()):
             raise EditError(f"{stored.key} with the addition is not finite")
         opened.seek(stored.start)
@@ -156,7 +156,7 @@ def _new_biases(
     """Checkpoint key → bias, in the model's own dtype."""
     found = {}
     for name, shape in grown.parameters.items():
-        value = edit.vector if name == edit.bias else torch.zeros(shape)
+        value = edit.constant if name == edit.place.bias else torch.zeros(shape)
         found[_key(name, tensors, model)] = value.to(model.dtype).contiguous()
     return found
 

@@ -47,7 +47,7 @@ class Visit:
 
     @property
     def operation(self) -> str:
-        return str(self.node.name()).rpartition("::")[2].partition("Backward")[0]
+        return operation(self.node)
 
     @property
     def inputs(self) -> list[tuple[Any, int]]:
@@ -82,6 +82,11 @@ class Visit:
 Step = tuple[int, Carry]
 """An operand's index, and what is carried into it."""
 Rule = Callable[[Visit], Iterable[Step]]
+
+
+def operation(node: Any) -> str:
+    """What a node of the graph computed: "Add", "Mm" …"""
+    return str(node.name()).rpartition("::")[2].partition("Backward")[0]
 
 
 def shape_of(node: Any, output: int) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from abl_hub.errors import UnsupportedModelError
+from abl_hub.model.carriers import find_carriers
 from abl_hub.model.graph import RULES, Carry, Strides, Visit
 from abl_hub.model.layers import decoder_layers, stream_states
 from abl_hub.model.meta import weightless_copy
@@ -70,6 +71,7 @@ def _trace(model: Any) -> Trace:
         layer_count=len(layers),
         width=width,
         writers=writers,
+        carriers=find_carriers(states, len(layers), names),
         language_path_of=type(model).__name__ if text is not model.config else None,
     )
 

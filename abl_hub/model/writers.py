@@ -1,4 +1,4 @@
-"""What writes to the residual stream: a parameter, its stream axis, and what lies between.
+"""What writes to the residual stream, along which axis, what lies between; what could carry more.
 
 Values only: `abl_hub.model.trace` finds them. Knows neither weights nor directions.
 """
@@ -51,6 +51,28 @@ class Writer:
         return bool(self.between)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Carrier:
+    """A linear map whose output, bias included, is added to the output of one block.
+
+    Args:
+        layer: 0-based.
+        weight: name of its weight.
+        bias: name of its bias, if the architecture gives it one.
+        scale: what its output is multiplied by before it is added (a residual multiplier).
+    """
+
+    layer: int
+    weight: str
+    bias: str | None
+    scale: float = 1.0
+
+    @property
+    def module(self) -> str:
+        """Name of the module that holds the weight."""
+        return self.weight.rpartition(".")[0]
+
+
 Exactness = Literal["exact", "exact null, rescaled", "head changed"]
 
 
@@ -66,5 +88,7 @@ class Trace:
     width: int
     """Width of the residual stream."""
     writers: tuple[Writer, ...]
+    carriers: tuple[Carrier, ...] = ()
+    """What could add a constant to a block's output."""
     language_path_of: str | None = None
     """For a multimodal wrapper: its class, of which only the language path was traced."""

@@ -16,7 +16,7 @@ from abl_hub.directions.methods import METHODS
 from abl_hub.directions.methods.category import category_directions, cosines
 from abl_hub.directions.proposal import Proposal
 from abl_hub.directions.selection import Ablation, Selection, behaviour_tokens, select, validate
-from abl_hub.edits.addition import carriers
+from abl_hub.edits.carrying import carrying_layers
 from abl_hub.edits.hooks import Active, prepared
 from abl_hub.errors import SourceError
 from abl_hub.evaluation.subject import Subject
@@ -75,7 +75,7 @@ def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -
     blueprint = meta_model(source.folder, trust_remote_code=recipe.trust_remote_code)
     trace = trace_writers(blueprint)
     if recipe.induce:
-        carriers(blueprint, trace)
+        carrying_layers(blueprint, trace)
     chat = load_chat_model(
         source.folder,
         dtype=dtype_named(recipe.dtype),

@@ -18,6 +18,7 @@ from abl_hub.directions.direction import Direction
 from abl_hub.edits.addition import Addition, added, addition
 from abl_hub.edits.addition_delta import write_added_delta
 from abl_hub.edits.addition_files import plan_added, write_added
+from abl_hub.edits.checkpoint import Merged
 from abl_hub.errors import EditError, NoMergedFormError
 from abl_hub.hub.source import Source
 from abl_hub.model.writers import Trace
@@ -91,47 +92,22 @@ def apply_addition(
     edit = recorded_addition(recipe, direction, blueprint, trace)
     for form in (MERGED, DELTA):
         shutil.rmtree(out / form, ignore_errors=True)
-    written, refused = None, {}
     try:
-        plan = plan_added(edit, source.folder, model=blueprint)
-        written = write_added(
+        written, refused = _write_merged(edit, out, source, blueprint, runtime)
+        delta = write_added_delta(
             edit,
-            source.folder,
-            out / MERGED,
+            out / DELTA,
             model=blueprint,
-            plan=plan,
-            progress=runtime.progress,
+            base=source.repo or str(source.folder),
+            revision=source.commit,
         )
-    except NoMergedFormError as error:
-        refused[MERGED] = str(error)
-        runtime.progress.note(f"No merged model, only a delta. {error}")
-    delta = write_added_delta(
-        edit,
-        out / DELTA,
-        model=blueprint,
-        base=source.repo or str(source.folder),
-        revision=source.commit,
-    )
-    unloaded = why_not_loaded(blueprint, recipe, runtime)
-    agreement = AgreementRecord(prompts=0)
-    if unloaded is not None:
-        runtime.progress.note(f"{unloaded}: the forms are not compared.")
-    else:
-        try:
-            agreement = compare_forms(
-                partial(added, edit), None, source.folder, out, asked, record, runtime, whole=True
-            )
-            refuse_disagreement(
-                agreement,
-                merged_is_whole=written is not None,
-                delta_is_whole=True,
-                narrow=blueprint.dtype not in (torch.float32, torch.float64)
-                or recipe.dtype not in (None, "float32"),
-            )
-        except EditError:
-            for form in (MERGED, DELTA):
-                shutil.rmtree(out / form, ignore_errors=True)
-            raise
+        agreement = _agreement(
+            edit, record, out, source, blueprint, asked, runtime, merged=written is not None
+        )
+    except EditError:
+        for form in (MERGED, DELTA):
+            shutil.rmtree(out / form, ignore_errors=True)
+        raise
     record = replace(
         record,
         edit=EditRecord(
@@ -140,7 +116,7 @@ def apply_addition(
             exactness=EXACTNESS,
             writers=(
                 WriterRecord(
-                    parameter=edit.bias,
+                    parameter=edit.place.bias,
                     axis=0,
                     shape=(len(edit.vector),),
                     strength=recipe.strength,
@@ -158,3 +134,56 @@ def apply_addition(
     )
     save_record(record, out)
     return record
+
+
+def _write_merged(
+    edit: Addition, out: Path, source: Source, blueprint: PreTrainedModel, runtime: Runtime
+) -> tuple[Merged | None, dict[str, str]]:
+    """The merged form, or why there is none."""
+    try:
+        plan = plan_added(edit, source.folder, model=blueprint)
+    except NoMergedFormError as error:
+        runtime.progress.note(f"No merged model, only a delta. {error}")
+        return None, {MERGED: str(error)}
+    merged = write_added(
+        edit,
+        source.folder,
+        out / MERGED,
+        model=blueprint,
+        plan=plan,
+        progress=runtime.progress,
+    )
+    return merged, {}
+
+
+def _agreement(
+    edit: Addition,
+    record: Record,
+    out: Path,
+    source: Source,
+    blueprint: PreTrainedModel,
+    asked: Sequence[str],
+    runtime: Runtime,
+    *,
+    merged: bool,
+) -> AgreementRecord:
+    """How far the written forms are from the addition while the model runs.
+
+    Raises:
+        EditError: farther than rounding explains.
+    """
+    unloaded = why_not_loaded(blueprint, record.recipe, runtime)
+    if unloaded is not None:
+        runtime.progress.note(f"{unloaded}: the forms are not compared.")
+        return AgreementRecord(prompts=0)
+    agreement = compare_forms(
+        partial(added, edit), None, source.folder, out, asked, record, runtime, whole=True
+    )
+    refuse_disagreement(
+        agreement,
+        merged_is_whole=merged,
+        delta_is_whole=True,
+        narrow=blueprint.dtype not in (torch.float32, torch.float64)
+        or record.recipe.dtype not in (None, "float32"),
+    )
+    return agreement

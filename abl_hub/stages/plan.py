@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from abl_hub.edits.addition import carriers, grown_bias
+from abl_hub.edits.carrying import carrying_layers, find_place
 from abl_hub.edits.plan import plan_model
 from abl_hub.edits.shards import CONFIG
 from abl_hub.evaluation.harness import check_tasks
@@ -104,17 +104,17 @@ def _addition_lines(
     blueprint: PreTrainedModel, trace: Trace, place: str, out: Path
 ) -> list[tuple[str, str]]:
     """What `--induce` would write; which layer it will be is not known yet."""
-    found = carriers(blueprint, trace)
-    grown = None if found[0].has_bias else grown_bias(blueprint, found[0])
-    bias = found[0].module.rpartition(".")[2]
-    if found[0].has_bias:
-        merged = f"one bias of a {bias} changes, {place}"
-    elif grown is not None:
-        merged = f"a copy with {grown.field} switched on, {place}"
+    layers = carrying_layers(blueprint, trace)
+    example = find_place(blueprint, trace, layers[len(layers) // 2])
+    module = example.module.rpartition(".")[2]
+    if example.has_bias:
+        merged = f"one bias of a {module} changes, {place}"
+    elif example.grown is not None:
+        merged = f"a copy with {example.grown.field} switched on, {place}"
     else:
-        merged = f"none: {bias} has no bias, and no switch that gives it one"
+        merged = f"none: {module} has no bias, and no switch that gives it one"
     return [
-        ("added", f"a constant; {len(found)} of {trace.layer_count} layers could carry it"),
+        ("added", f"a constant; {len(layers)} of {trace.layer_count} layers could carry it"),
         ("merged", merged),
         ("delta", f"a bias of {trace.width} numbers in {out}/delta"),
     ]

@@ -12,12 +12,14 @@ from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from abl_hub.edits.addition import Addition, added, addition, carriers, grown_bias
+from abl_hub.edits.addition import Addition, added, addition
 from abl_hub.edits.addition_delta import write_added_delta
 from abl_hub.edits.addition_files import plan_added, write_added
+from abl_hub.edits.carrying import carrying_layers
 from abl_hub.errors import NoMergedFormError, UnsupportedModelError
 from abl_hub.model.meta import meta_model
 from abl_hub.model.trace import trace_writers
+from tests import families
 from tests.edits import checkpoints as tiny
 
 # PEFT says that such a bias cannot be merged; our notes say so too.
@@ -106,7 +108,7 @@ def test_the_way_back(tmp_path: Path) -> None:
 def test_the_switch_that_grows_a_bias_is_found_and_turned(tmp_path: Path) -> None:
     source = tiny.save(tiny.build(tiny.LLAMA), tmp_path / "source")
     edit, model = edit_of(source), tiny.on_meta(source)
-    grown = grown_bias(model, edit)
+    grown = edit.place.grown
     assert grown is not None
     assert grown.field == "mlp_bias"
     plan = plan_added(edit, source, model=model)
@@ -117,24 +119,73 @@ def test_the_switch_that_grows_a_bias_is_found_and_turned(tmp_path: Path) -> Non
     assert [key for key, bias in new.items() if bias.any()] == list(merged.edited_keys)
 
 
-def test_what_cannot_carry_it_is_refused_with_the_reason(tmp_path: Path) -> None:
-    gemma = tiny.save(tiny.build(tiny.GEMMA2), tmp_path / "gemma2")
-    with pytest.raises(UnsupportedModelError, match="a norm follows"):
-        edit_of(gemma)
-    experts = tiny.save(tiny.build(tiny.QWEN3_MOE), tmp_path / "experts")
-    with pytest.raises(UnsupportedModelError, match="no linear layer"):
-        edit_of(experts)
+@pytest.mark.parametrize(
+    ("family", "module", "switch"),
+    [
+        ("granite", "mlp.down_proj", "mlp_bias"),  # times a residual multiplier
+        ("cohere", "self_attn.o_proj", "attention_bias"),  # blocks in parallel: either could
+        ("falcon", "self_attention.dense", "bias"),  # its linear layers are written by hand
+        ("gpt_neox", "attention.dense", None),
+        ("phi3", "mlp.down_proj", None),
+        ("aria_text", "mlp.shared_experts.down_proj", "mlp_bias"),  # beside routed experts
+        ("granitemoehybrid", "shared_mlp.output_linear", None),
+        ("bamba", "feed_forward.down_proj", "mlp_bias"),
+    ],
+)
+def test_the_map_that_is_chosen_adds_what_the_hook_adds(
+    family: str, module: str, switch: str | None, tmp_path: Path
+) -> None:
+    base = families.build(family)
+    base.save_pretrained(tmp_path / "source")
+    model = meta_model(tmp_path / "source")
+    trace = trace_writers(model)
+    layer = carrying_layers(model, trace)[-1]
+    vector = 2.0 * torch.randn(trace.width, generator=torch.Generator().manual_seed(0)).double()
+    edit = addition(model, trace, layer, vector)
+    assert edit.place.module.endswith(f"layers.{layer}.{module}") or family == "falcon"
+    ids = families.tokens(base)
+    with torch.inference_mode(), added(edit, base):
+        wanted = base(input_ids=ids, use_cache=False).logits
+    if edit.place.has_bias or edit.place.grown:
+        assert switch == (edit.place.grown.field if edit.place.grown else None)
+        plan = plan_added(edit, tmp_path / "source", model=model)
+        write_added(edit, tmp_path / "source", tmp_path / "merged", model=model, plan=plan)
+        merged = AutoModelForCausalLM.from_pretrained(
+            tmp_path / "merged", attn_implementation="eager"
+        )
+        with torch.inference_mode():
+            found = merged(input_ids=ids, use_cache=False).logits
+        assert torch.allclose(found, wanted, atol=2e-5, rtol=1e-4)
+    write_added_delta(edit, tmp_path / "delta", model=model, base="source")
+    wrapped = PeftModel.from_pretrained(base, str(tmp_path / "delta"))
+    with torch.inference_mode():
+        found = wrapped(input_ids=ids, use_cache=False).logits
+    assert torch.allclose(found, wanted, atol=2e-5, rtol=1e-4)
 
 
-def test_carriers_are_the_layers_that_can(tmp_path: Path) -> None:
-    source = tiny.save(tiny.build(tiny.LLAMA), tmp_path / "source")
-    model = meta_model(source)
-    found = carriers(model, trace_writers(model))
-    assert [one.layer for one in found] == list(range(len(found)))
-    assert found[LAYER].module == edit_of(source).module
-    gemma = meta_model(tiny.save(tiny.build(tiny.GEMMA2), tmp_path / "gemma2"))
-    with pytest.raises(UnsupportedModelError, match="a norm follows"):
-        carriers(gemma, trace_writers(gemma))
+@pytest.mark.parametrize(
+    ("family", "why"),
+    [
+        ("gemma2", "a norm, a gate or a router"),
+        ("qwen2_moe", "a norm, a gate or a router"),  # its shared expert stands behind a gate
+        ("qwen3_moe", "a norm, a gate or a router"),
+        ("deepseek_v3", "PEFT gives no bias"),
+        ("mamba", "PEFT gives no bias"),
+    ],
+)
+def test_what_cannot_carry_it_is_refused_with_the_reason(family: str, why: str) -> None:
+    model = meta_model(families.tiny_config(family))
+    trace = trace_writers(model)
+    with pytest.raises(UnsupportedModelError, match=why):
+        carrying_layers(model, trace)
+    with pytest.raises(UnsupportedModelError, match=why):
+        addition(model, trace, LAYER, torch.zeros(trace.width))
+
+
+def test_attention_does_not_carry_it_where_the_mlp_would_see_it() -> None:
+    model = meta_model(families.tiny_config("llama"))
+    found = [carrier.weight for carrier in trace_writers(model).carriers]
+    assert found == [f"model.layers.{i}.mlp.down_proj.weight" for i in range(families.LAYERS)]
 
 
 def test_without_a_bias_there_is_a_delta_alone(tmp_path: Path) -> None:

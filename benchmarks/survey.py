@@ -24,14 +24,21 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+from abl_hub.edits.addition import added, addition
+from abl_hub.edits.addition_delta import write_added_delta
+from abl_hub.edits.addition_files import plan_added, write_added
+from abl_hub.edits.carrying import carrying_layers
 from abl_hub.edits.checkpoint import write_merged
 from abl_hub.edits.delta import write_delta
+from abl_hub.edits.delta_layout import quiet_about_biases
 from abl_hub.edits.edit import Edit, remove
 from abl_hub.edits.hooks import applied
-from abl_hub.errors import AblHubError
+from abl_hub.errors import AblHubError, NoMergedFormError
 from abl_hub.model.check import residual, residual_limit
 from abl_hub.model.gains import gains
+from abl_hub.model.layers import decoder_layers
 from abl_hub.model.meta import meta_model
+from abl_hub.model.stream import Sink, reading
 from abl_hub.model.trace import trace_writers
 from tests.families import CAUSAL, NOT_SMALL, WRAPPERS, build, tokens
 
@@ -49,6 +56,7 @@ class Line:
     after: str = ""
     merged: str = ""
     delta: str = ""
+    addition: str = ""
     outcome: str = ""
 
 
@@ -101,6 +109,7 @@ def survey(family: str, *, wrapper: bool) -> Line:
         after=f"{max(left, merged.left):.0e}",
         merged=_share(merged, hooked, scale),
         delta=_share(delta, hooked, scale),
+        addition=_addition(model, ids, before, wrapper),
         outcome=_disagreement(merged, delta, hooked, scale)
         or outcome + (", head untied" if merged.untied else ""),
     )
@@ -184,6 +193,61 @@ def _delta(model: Any, edit: Edit, ids: torch.Tensor) -> Form:
         return Form(logits=logits)
 
 
+def _addition(model: Any, ids: torch.Tensor, before: torch.Tensor, wrapper: bool) -> str:
+    """A constant added behind the middle of the layers that can carry one, in all forms.
+
+    What holds it, and the largest difference to the hook as a share of what the hook changes.
+    """
+    auto: Any = AutoModelForImageTextToText if wrapper else AutoModelForCausalLM
+    with tempfile.TemporaryDirectory() as scratch:
+        source, out = Path(scratch) / "source", Path(scratch) / "out"
+        try:
+            model.save_pretrained(source)
+            blueprint = meta_model(source)
+            trace = trace_writers(blueprint)
+            layers = carrying_layers(blueprint, trace)
+        except AblHubError as error:
+            return f"none ({error.why or error.what})"
+        layer = layers[len(layers) // 2]
+        noise = torch.Generator().manual_seed(7)
+        vector = torch.randn(trace.width, generator=noise, dtype=torch.float64)
+        lengths: dict[int, float] = {}
+        with torch.inference_mode(), reading(decoder_layers(model)[1], _lengths(lengths)):
+            model(input_ids=ids, use_cache=False)
+        vector *= lengths[layer] / float(vector.norm())  # as long as the stream is there
+        edit = addition(blueprint, trace, layer, vector)
+        with torch.inference_mode(), added(edit, model):
+            hooked = model(input_ids=ids, use_cache=False).logits
+        scale = float((hooked - before).abs().max())
+        loaded = []
+        try:
+            plan = plan_added(edit, source, model=blueprint)
+            write_added(edit, source, out / "merged", model=blueprint, plan=plan)
+            loaded.append(auto.from_pretrained(out / "merged", attn_implementation="eager").eval())
+            place = edit.place
+            held = f"{place.grown.field} switched on" if place.grown else "stored bias"
+        except NoMergedFormError:
+            held = "delta alone"
+        write_added_delta(edit, out / "delta", model=blueprint, base="base")
+        with quiet_about_biases():
+            base = auto.from_pretrained(source, attn_implementation="eager").eval()
+            loaded.append(PeftModel.from_pretrained(base, str(out / "delta")))
+        with torch.inference_mode():
+            apart = max(
+                _apart(one(input_ids=ids, use_cache=False).logits, hooked, scale) for one in loaded
+            )
+        return f"{apart:.0e} ({held})"
+
+
+def _lengths(found: dict[int, float]) -> Sink:
+    """Collects the stream's mean length behind each layer."""
+
+    def sink(layer: int, hidden: torch.Tensor) -> None:
+        found[layer] = float(hidden.norm(dim=-1).mean())
+
+    return sink
+
+
 def _apart(logits: torch.Tensor, hooked: torch.Tensor, scale: float) -> float:
     return float((logits - hooked).abs().max()) / scale
 
@@ -215,12 +279,14 @@ def render(
         "and the larger of that under the runtime hooks and in the merged model.\n"
         "- merged, delta: largest logit difference to the runtime hooks, as a share of that "
         "between base and edited; or why that form does not hold the whole edit.\n"
+        "- addition: what holds a constant that `--induce` adds behind a layer, and the larger of "
+        "merged's and delta's difference to the hook, as a share of what the hook changes.\n"
         "- exact null, rescaled: a norm follows the writer; the direction is gone exactly, and "
         "what is left is runtime ablation up to a scale for each token.\n"
         f"- not exact: a form is missing, or differs from the hooks by more than {AGREES:.0e}. A "
         "delta that says which writers it leaves out is no difference.\n\n"
     )
-    columns = ("family", "writers", "before", "after", "merged", "delta", "outcome")
+    columns = ("family", "writers", "before", "after", "merged", "delta", "addition", "outcome")
     parts = [head]
     for title, lines in (("Causal language models", causal), ("Multimodal wrappers", wrappers)):
         parts.append(f"## {title}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n")

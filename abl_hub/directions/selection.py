@@ -184,9 +184,8 @@ def select(
     Raises:
         ContrastError: there is none: the two prompt sets leave the same activations.
     """
-    # The paper reads block inputs: the output of block l is its layer l + 1.
-    allowed = max(1, int(MAX_DEPTH * len(chat.layers)) - 1)
-    tried = [proposal for proposal in proposals if proposal.layer < allowed]
+    below = allowed_layers(len(chat.layers))
+    tried = [proposal for proposal in proposals if proposal.layer < below]
     if not tried:
         raise ContrastError(
             "The two prompt sets leave the same activations",
@@ -204,7 +203,7 @@ def select(
     candidates = tuple(_candidate(scores, jury) for scores in judged)
     chosen = candidates[judged.index(winner)]
     proposal = winner.proposal
-    direction = _direction(proposal, method, behaviour)
+    direction = direction_of(proposal, method, behaviour)
     return Selection(
         direction=direction,
         deeper=_deeper(proposals, direction, len(chat.layers)),
@@ -215,7 +214,14 @@ def select(
     )
 
 
-def _direction(proposal: Proposal, method: str, behaviour: str) -> Direction:
+def allowed_layers(count: int) -> int:
+    """Layers below this are far enough from the output, of `count`."""
+    # The paper reads block inputs: the output of block l is its layer l + 1.
+    return max(1, int(MAX_DEPTH * count) - 1)
+
+
+def direction_of(proposal: Proposal, method: str, behaviour: str) -> Direction:
+    """What is kept of a proposal of `method` that was chosen."""
     return Direction(
         vector=proposal.basis[0],
         layer=proposal.layer,
@@ -232,7 +238,7 @@ def _deeper(proposals: Sequence[Proposal], chosen: Direction, layers: int) -> tu
     """The same method's directions at two thirds and five sixths of the depth, if it has them."""
     wanted = {round(share * (layers - 1)) for share in DEEPER} - {chosen.layer}
     return tuple(
-        _direction(proposal, chosen.method, chosen.behaviour)
+        direction_of(proposal, chosen.method, chosen.behaviour)
         for proposal in proposals
         if proposal.layer in wanted
         and proposal.position == chosen.position

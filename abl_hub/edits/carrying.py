@@ -159,7 +159,7 @@ def _nothing(where: str, trace: Trace) -> UnsupportedModelError:
         f"Nothing can be added {where} of this architecture",
         why="PEFT gives no bias to what writes there"
         if trace.carriers
-        else "what its blocks write passes a norm, a gate or a router, or is read elsewhere too",
+        else "what it writes passes a norm, a gate or a router, or is read elsewhere too",
         next_step="Remove a direction instead, or add it while the model runs",
     )
 

@@ -77,7 +77,11 @@ class DirectionRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Finalist:
-    """The best candidate of one method, judged by whole replies on validation prompts."""
+    """The best candidate of one method, judged by whole replies on validation prompts.
+
+    Where the direction is added: one of its best, and the sides are exchanged. Failures are replies
+    to negative prompts that do not show the behaviour, damage those to positive ones.
+    """
 
     method: str
     layer: int

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,15 +12,10 @@ from abl_hub.directions.evidence import Evidence
 from abl_hub.directions.means import Means, mean_activations
 from abl_hub.directions.methods import METHODS
 from abl_hub.directions.methods.category import category_directions, cosines
-from abl_hub.directions.proposal import Proposal
-from abl_hub.directions.selection import Ablation, Selection, behaviour_tokens, select, validate
+from abl_hub.directions.selection import behaviour_tokens, validate
 from abl_hub.edits.carrying import carrying_layers
-from abl_hub.edits.hooks import Active, prepared
 from abl_hub.errors import SourceError
-from abl_hub.evaluation.subject import Subject
-from abl_hub.evaluation.trial import Baseline, baseline, trial
-from abl_hub.model.chat import ChatModel, load_chat_model
-from abl_hub.model.gains import gains
+from abl_hub.model.chat import load_chat_model
 from abl_hub.model.meta import meta_model
 from abl_hub.model.opening import common_opening, opened
 from abl_hub.model.trace import trace_writers
@@ -30,13 +23,12 @@ from abl_hub.report.recipe import Recipe
 from abl_hub.report.record import (
     SCHEMA,
     DirectionRecord,
-    Finalist,
     Record,
     SelectionRecord,
     save_record,
 )
+from abl_hub.stages.choosing import choose_addition, choose_removal
 from abl_hub.stages.crew import call
-from abl_hub.stages.edit import removal
 from abl_hub.stages.induce import refuse_other_options
 from abl_hub.stages.inputs import (
     describe_prompts,
@@ -44,18 +36,11 @@ from abl_hub.stages.inputs import (
     fetch_prompts,
     fetch_source,
 )
-from abl_hub.stages.judges import protocol_of
 from abl_hub.stages.legal import keep_legal
 from abl_hub.stages.runtime import Runtime, dtype_named
-from abl_hub.stages.strengths import choose_strengths, lesson_of
 
 DIRECTION = "direction.safetensors"
 _ASKED = 8
-RULE = (
-    "each method's best candidate by Arditi et al. 2024 (bypass; KL <= 0.1, induce >= 0, layer < "
-    "0.8 L); then by whole replies to validation prompts: fewest failures and least damage, "
-    "then those that met all thresholds, then lowest KL"
-)
 _PACKAGES = ("abl-hub", "torch", "transformers", "peft", "safetensors", "huggingface_hub")
 
 
@@ -91,16 +76,6 @@ def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -
     if opening:
         runtime.progress.note(f"All replies are taken to begin with {opening!r}")
     chat = opened(chat, opening)
-    between = gains(chat.model, trace.writers)
-
-    @cache
-    def ready(proposal: Proposal) -> Active:
-        edit = removal(recipe, proposal.basis, proposal.along, trace)
-        return prepared(edit, chat.model, between)
-
-    def ablate(proposal: Proposal) -> AbstractContextManager[None]:
-        return ready(proposal)()
-
     call(runtime, opening)
     means = mean_activations(
         chat,
@@ -123,44 +98,12 @@ def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -
         seed=recipe.seed,
         rows=runtime.rows,
     )
-    selections = {
-        method: select(
-            chat,
-            METHODS[method](evidence),
-            validation,
-            method=method,
-            ablate=ablate,
-            behaviour=recipe.behaviour,
-            progress=runtime.progress,
-        )
-        for method in recipe.methods
-    }
-    against = baseline(
-        Subject(chat=chat),
-        prompts.contrast.positive.validation,
-        prompts.contrast.negative.validation,
-        protocol=protocol_of(recipe, runtime),
+    choice = (
+        choose_addition(evidence, validation, blueprint, trace, recipe, runtime)
+        if recipe.induce
+        else choose_removal(evidence, validation, trace, recipe, runtime)
     )
-    finalists: tuple[Finalist, ...] = ()
-    if len(selections) > 1 or recipe.strengths != "fit":
-        finalists = _finalists(chat, against, selections, ablate, runtime)
-    direction, strengths = choose_strengths(
-        chat,
-        against,
-        partial(lesson_of, chat, prompts.contrast, tokens, rows=runtime.rows),
-        {name: (found.direction, *found.deeper) for name, found in selections.items()},
-        finalists,
-        trace,
-        between,
-        recipe,
-        runtime.progress,
-    )
-    chosen = selections[direction.method]
-    if not chosen.passed:
-        runtime.progress.note(
-            "No candidate met the paper's thresholds; the one that changes answered prompts least "
-            "was taken, and the record says so."
-        )
+    direction = choice.direction
     direction.save(out / DIRECTION)
     keep_legal(source.folder, source.licence.files, out)
     record = Record(
@@ -173,55 +116,21 @@ def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -
         negative=describe_prompts(prompts.negative, prompts.contrast.negative),
         direction=_direction(direction, means),
         selection=SelectionRecord(
-            rule=RULE,
-            chosen=chosen.chosen,
-            passed=chosen.passed,
-            finalists=finalists,
-            candidates={method: selected.candidates for method, selected in selections.items()},
+            rule=choice.rule,
+            chosen=choice.chosen,
+            passed=choice.passed,
+            finalists=choice.finalists,
+            candidates=choice.candidates,
             behaviour_tokens=tuple(chat.tokenizer.decode([token]) for token in validation.tokens),
             behaviour_ids=validation.tokens,
             filtered=validation.filtered,
             category_cosines=_category_cosines(evidence, direction),
         ),
-        strengths=strengths,
+        strengths=choice.strengths,
         opening=opening,
     )
     save_record(record, out)
     return record
-
-
-def _finalists(
-    chat: ChatModel,
-    against: Baseline,
-    selections: Mapping[str, Selection],
-    ablate: Ablation,
-    runtime: Runtime,
-) -> tuple[Finalist, ...]:
-    """Judge each method's best candidate by whole replies on the validation prompts; best first."""
-    finalists = []
-    with runtime.progress.stage("Comparing methods", len(selections)) as advance:
-        for method, selection in selections.items():
-            edited = Subject(chat=chat, active=partial(ablate, selection.proposal))
-            outcome = trial(against, edited)
-            finalists.append(
-                Finalist(
-                    method=method,
-                    layer=selection.chosen.layer,
-                    position=selection.chosen.position,
-                    passed=selection.passed,
-                    failures=outcome.failures,
-                    damage=outcome.damage,
-                    kl=outcome.kl,
-                )
-            )
-            advance(1)
-    return tuple(sorted(finalists, key=_rank))
-
-
-def _rank(finalist: Finalist) -> tuple[float, bool, float]:
-    # Whole replies count before first-token thresholds: a candidate that passes them all and leaves
-    # the behaviour where it was is of no use.
-    return (round(finalist.failures + finalist.damage, 2), not finalist.passed, finalist.kl)
 
 
 def _category_cosines(

@@ -51,7 +51,7 @@ def choose_strengths(
     """
     first = next(iter(directions))
     uniform = directions[finalists[0].method if finalists else first][0]
-    if recipe.strengths == "one" or recipe.induce:
+    if recipe.strengths == "one":
         return uniform, StrengthsRecord(reason="one strength was asked for")
     one_reply = 1 / min(len(against.positive), len(against.negative))
     if recipe.strengths == "auto" and finalists[0].failures + finalists[0].damage <= one_reply:

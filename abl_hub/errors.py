@@ -58,6 +58,10 @@ class NoMergedFormError(EditError):
     """An edit that no checkpoint of this architecture can hold; its delta may."""
 
 
+class NoDeltaError(EditError):
+    """An edit of which no adapter can hold anything; a checkpoint may."""
+
+
 class EvaluationError(AblHubError):
     """A measurement that cannot be made."""
 

@@ -125,9 +125,10 @@ recipe_options = _all(
         "--writer",
         "writers",
         multiple=True,
-        metavar="PATTERN",
-        help="Edit only writers whose parameter name fits, as in '*.o_proj.weight'; may be "
-        "repeated. `abl-hub trace` lists them.  [default: all]",
+        metavar="PATTERN[=STRENGTH]",
+        help="Edit only writers whose parameter name fits, as in '*.o_proj.weight', or as strongly "
+        "as '*.o_proj.weight=0.5' says; may be repeated, the last that fits counts. `abl-hub "
+        "trace` lists them.  [default: all]",
     ),
     click.option(
         "--no-untie",

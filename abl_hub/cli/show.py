@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from abl_hub.cli.output import Output
 from abl_hub.evaluation.arms import Arm, Evaluation, SystemArms
 from abl_hub.evaluation.intervals import Estimate
-from abl_hub.report.record import AgreementRecord, Record
+from abl_hub.report.record import AgreementRecord, FormRecord, Record
 
 if TYPE_CHECKING:
     from abl_hub.hub.publish import Published
@@ -127,7 +127,6 @@ def _direction_lines(output: Output, record: Record) -> None:
         output.note("No candidate met the paper's thresholds; the least harmful one was taken.")
 
 
-_WHOLE = 1e-4
 """Nats of KL up to which a delta says the same as the whole edit, but for rounding."""
 
 
@@ -155,11 +154,26 @@ def _agreement_lines(output: Output, record: Record) -> None:
         )
     for form, why in record.refused.items():
         output.line(f"No {form} form: {why}")
-    if record.delta is not None and (agreement.delta_kl or 0.0) > _WHOLE:
+    if record.delta is not None and record.delta.left_out:
+        output.line(_left_out(record.delta, agreement))
+    if agreement.portable_kl is not None:
         output.line(
-            f"The delta leaves something out (see its card): KL {agreement.delta_kl:.2g} nats of "
-            "the first token against the whole edit"
+            "Delta for transformers and PEFT; one for vLLM, SGLang and llama.cpp too "
+            f"(--delta-profile portable) would cost {_cost(agreement.portable_kl, agreement)}"
         )
+
+
+def _left_out(delta: FormRecord, agreement: AgreementRecord) -> str:
+    """What a delta does not edit, and what that costs."""
+    first, *others = delta.left_out
+    more = f" and {len(others)} more" if others else ""
+    if agreement.delta_kl is None:
+        return f"The delta leaves out {first}{more}"
+    return f"The delta leaves out {first}{more}: {_cost(agreement.delta_kl, agreement)}"
+
+
+def _cost(kl: float, agreement: AgreementRecord) -> str:
+    return f"KL {kl:.1e} nats a token (base to edited: {agreement.edit_kl:.1e})"
 
 
 def _left(agreement: AgreementRecord) -> str:

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from abl_hub.edits.delta_layout import lora_config, quiet_about_biases, wrapped
+from abl_hub.edits.delta_layout import held_by_peft, lora_config, quiet_about_biases
 from abl_hub.errors import UnsupportedModelError
 from abl_hub.model.meta import meta_model
 from abl_hub.model.writers import Carrier, Trace
@@ -144,10 +144,9 @@ def _usable(model: PreTrainedModel, trace: Trace) -> list[Carrier]:
 
 def _peft_takes(model: PreTrainedModel, name: str, module: nn.Linear | Conv1D) -> bool:
     """Whether PEFT puts a LoRA with a bias on the module itself, and on nothing else."""
-    try:
-        with quiet_about_biases():
-            made = wrapped(model, bias_lora(name, module))
-    except ValueError:
+    with quiet_about_biases():
+        made = held_by_peft(model, bias_lora(name, module))
+    if isinstance(made, str):
         return False
     changed = {key: one for key, one in made.named_modules() if isinstance(one, LoraLayer)}
     [(key, layer), *others] = changed.items()

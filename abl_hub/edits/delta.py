@@ -34,7 +34,7 @@ from abl_hub.edits.delta_products import Product, Read, products_in_memory
 from abl_hub.edits.edit import Edit, Factors, Gains, factors
 from abl_hub.edits.rewrite import one_thread
 from abl_hub.edits.staging import check_free, staging
-from abl_hub.errors import EditError
+from abl_hub.errors import EditError, NoDeltaError
 from abl_hub.model.writers import Writer
 from abl_hub.progress import SILENT, Progress
 
@@ -97,14 +97,15 @@ def write_delta(
         invert: write the way back: on the edited weights, the adapter gives the unedited model.
 
     Raises:
-        EditError: no writer can be held, or PEFT would not load the adapter as it was written.
+        NoDeltaError: no writer can be held.
+        EditError: PEFT would not load the adapter as it was written.
         OutputError: `out` is taken.
     """
     check_free(out)
     layout = _choose(edit, model, profile)
     if not layout.low_rank:
         reasons = sorted({left.reason for left in layout.left_out})
-        raise EditError("No adapter can hold this edit", why="; ".join(reasons))
+        raise NoDeltaError("No adapter can hold this edit", why="; ".join(reasons))
     product = products_in_memory(read) if product is None else product
     with one_thread():
         tensors = _tensors(edit, layout, read, product, gains, 1.0 if invert else -1.0, progress)
@@ -253,6 +254,7 @@ def _factors_of(
 def _zeros(place: LowRank, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     out = place.shape[place.out_axis]
     inner = place.shape[-1] if place.out_axis != len(place.shape) - 1 else place.shape[-2]
+    rank *= place.experts or 1
     return torch.zeros(rank, inner), torch.zeros(out, rank)
 
 
@@ -262,8 +264,8 @@ def _omissions(layout: Layout) -> tuple[str, ...]:
     for left in layout.left_out:
         names.setdefault(left.reason, []).append(left.parameter)
     return tuple(
-        f"{len(parameters)} of the edited writers stay unedited ({parameters[0]}"
-        f"{', …' if len(parameters) > 1 else ''}): {reason}"
+        f"{len(parameters)} of the edited writers {'stay' if len(parameters) > 1 else 'stays'} "
+        f"unedited ({parameters[0]}{', …' if len(parameters) > 1 else ''}): {reason}"
         for reason, parameters in names.items()
     )
 

@@ -35,6 +35,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from abl_hub.errors import EditError
+from abl_hub.model.meta import weightless_copy
 from abl_hub.model.writers import Writer
 
 Profile = Literal["portable", "complete"]
@@ -244,15 +246,26 @@ def _sides(plan: _Plan) -> tuple[tuple[str, ...], tuple[LeftOut, ...]]:
 def _settled(model: PreTrainedModel, plan: _Plan, arrange: Callable[[_Plan], Layout]) -> Layout:
     """The layout of what PEFT accepts of `plan`, with the places that PEFT made for it."""
     layout = arrange(plan)
-    made = _made(model, layout.config)
+    made = held_by_peft(model, layout.config)
     if isinstance(made, str):
         plan = plan | _refused(model, plan)
         layout = arrange(plan)
-        made = _made(model, layout.config)
+        made = held_by_peft(model, layout.config)
     if isinstance(made, str):
         refused = (LeftOut(parameter=parameter, reason=made) for parameter in layout.covered)
         return replace(layout, covered=(), left_out=(*layout.left_out, *refused), whole=())
-    return replace(layout, low_rank=_low_rank(model, made, layout.config))
+    placed = replace(layout, low_rank=_low_rank(model, made, layout.config))
+    held = {one.parameter for one in placed.low_rank} | {one.parameter for one in placed.whole}
+    held |= {f"{owner(one.parameter)}.bias" for one in placed.low_rank if one.bias}
+    dropped = set(layout.covered) - held
+    if dropped:
+        # PEFT passes over a target that it does not find, without a word.
+        raise EditError(
+            f"PEFT makes no place for {min(dropped)}",
+            why="it did not match the name that it was given",
+            next_step="Use the merged form, and report the architecture",
+        )
+    return placed
 
 
 def _not_portable(
@@ -345,13 +358,13 @@ def _refused(model: PreTrainedModel, plan: _Plan) -> dict[str, LeftOut]:
         )
         if isinstance(modules[owner(first)], Conv1D):
             targets["fan_in_fan_out"] = True
-        made = _made(model, lora_config(1) | targets)
+        made = held_by_peft(model, lora_config(1) | targets)
         if isinstance(made, str):
             refused |= {p: LeftOut(parameter=p, reason=made) for p in parameters}
     return refused
 
 
-def _made(model: PreTrainedModel, config: Mapping[str, Any]) -> PeftModel | str:
+def held_by_peft(model: PreTrainedModel, config: Mapping[str, Any]) -> PeftModel | str:
     """A skeleton with the LoRAs of `config`, or why PEFT cannot hold them or not read them back."""
     try:
         made = wrapped(model, config)
@@ -362,7 +375,25 @@ def _made(model: PreTrainedModel, config: Mapping[str, Any]) -> PeftModel | str:
     loaded: Any = set_peft_model_state_dict(made, saved, low_cpu_mem_usage=True)
     if loaded.unexpected_keys:
         return "PEFT renames what it saves of this module, and drops it when it loads"
+    if any(isinstance(module, ParamWrapper) for module in made.modules()) and not _runs(made):
+        return "the model reads this module from outside, and PEFT's layer hides it"
     return made
+
+
+def _runs(made: PeftModel) -> bool:
+    """Whether the model still finds all that it reads, with PEFT's layers in it."""
+    tokens = torch.full((1, 5), 3)
+    # Kernels for grouped experts take no tensors without values.
+    base: Any = made.get_base_model()
+    base.set_experts_implementation("batched_mm")
+    try:
+        try:
+            made(input_ids=tokens.to("meta"), use_cache=False)
+        except (NotImplementedError, RuntimeError):  # it asks for values
+            weightless_copy(made)(input_ids=tokens, use_cache=False)
+    except AttributeError:
+        return False
+    return True
 
 
 def _has_linear_bias(module: nn.Module) -> bool:
@@ -381,7 +412,10 @@ def _targets(
     names = _brief(modules, [name for name, _ in model.named_modules()])
     fields: dict[str, Any] = {"target_modules": names}
     if regular:
-        fields["target_modules"] = rf".+\.({'|'.join(map(re.escape, names))})"
+        suffixes = [re.escape(name) for name in names if name not in modules]
+        whole = [re.escape(name) for name in names if name in modules]
+        ends = [rf".+\.({'|'.join(suffixes)})"] if suffixes else []
+        fields["target_modules"] = "|".join([*ends, *whole])
     if parameters:
         every = [name for name, _ in model.named_parameters()]
         fields["target_parameters"] = _brief(parameters, every, least=2)

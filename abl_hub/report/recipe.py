@@ -31,7 +31,8 @@ class Recipe:
         budget: evaluations of loss and gradient for the first point of the fit.
         induce: add the direction instead of removing it, as a weight edit.
         layers: first and last layer that is edited; None is all.
-        writers: patterns of parameter names (`*` and `?`); only these writers are edited, None is
+        writers: patterns of parameter names (`*` and `?`), each alone or with `=` and a factor of
+            the strength; only these writers are edited, the last that fits counts. None is
             all of them.
         untie: give an output head that is tied to the embedding its own, unedited matrix in the
             merged model; otherwise the edit changes the head too.

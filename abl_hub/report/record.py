@@ -186,6 +186,8 @@ class FormRecord:
     files: tuple[FileRecord, ...]
     notes: tuple[str, ...]
     profile: str | None = None
+    left_out: tuple[str, ...] = ()
+    """Writers of the edit that a delta does not edit."""
     streamed: bool = False
     """It went to the Hub shard by shard and was never whole on this disk."""
 
@@ -204,7 +206,12 @@ class AgreementRecord:
     base_hooks: float | None = None
     """The same between base and edited: what there is to agree on."""
     delta_kl: float | None = None
-    """KL(merged or hooks ‖ delta) of the first token, nats: what the delta leaves out costs."""
+    """KL(hooks ‖ delta) over replies, nats a token: what the delta leaves out costs."""
+    edit_kl: float | None = None
+    """KL(hooks ‖ base) over the same replies: what the edit does."""
+    portable_kl: float | None = None
+    """KL(hooks ‖ portable delta) likewise, where the delta is for PEFT alone: what a delta for
+    other engines would cost."""
     residual: float | None = None
     """max |r · h| / |h| over all layers of the merged model; 0 is exact. Where `hooks_merged` is
     None there was no merged model to load, and it was measured under the hooks."""

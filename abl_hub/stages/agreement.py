@@ -21,13 +21,21 @@ from abl_hub.edits.edit import Edit
 from abl_hub.errors import EditError
 from abl_hub.model.chat import ChatModel
 from abl_hub.model.check import residual, residual_limit
-from abl_hub.model.generate import next_token_logits
+from abl_hub.model.generate import (
+    Continuation,
+    continuations,
+    greedy_replies,
+    log_probs,
+    next_token_logits,
+)
 from abl_hub.model.meta import meta_model
 from abl_hub.report.recipe import Recipe
 from abl_hub.report.record import AgreementRecord, Record
-from abl_hub.stages.forms import DELTA, MERGED
+from abl_hub.stages.forms import MERGED
 from abl_hub.stages.inputs import load_recorded
 from abl_hub.stages.runtime import Runtime
+
+_REPLY_TOKENS = 16
 
 
 def compare_forms(
@@ -35,20 +43,23 @@ def compare_forms(
     along: torch.Tensor | None,
     source: Path,
     out: Path,
+    deltas: Sequence[Path],
     prompts: Sequence[str],
     record: Record,
     runtime: Runtime,
     *,
     whole: bool,
-) -> AgreementRecord:
-    """Next-token logits of base, hooks, delta and merged on real prompts, one model at a time.
+) -> tuple[AgreementRecord, ...]:
+    """Base, hooks, each delta and merged on real prompts, one model at a time.
 
-    Where there is no merged model, what is left along the directions is measured under the hooks.
+    Next-token logits of all, and how likely hooks and delta find the replies under the hooks. Where
+    there is no merged model, what is left along the directions is measured under the hooks.
 
     Args:
         active: runs a model as if it were edited.
         along: (k, width), the directions whose component is measured; None where the edit removes
             none.
+        deltas: folders of adapters; there is a record of each, or one of no delta.
         whole: the edit removes them at strength 1 everywhere.
 
     Raises:
@@ -64,19 +75,28 @@ def compare_forms(
             residual(chat.model, torch.tensor(one, device=chat.device), along) for one in tokens
         )
 
-    with runtime.progress.stage("Comparing hooks, delta and merged", 4) as advance:
+    with runtime.progress.stage("Comparing hooks, delta and merged", 3 + len(deltas)) as advance:
         chat = load(source)
-        base = next_token_logits(chat, prompts)
-        advance(1)
         with active(chat.model):
             hooks, left = next_token_logits(chat, prompts), left_along(chat)
+            replies = greedy_replies(chat, prompts, max_new_tokens=_REPLY_TOKENS)
+            sequences = continuations(chat, prompts, replies)
+            likely = _likely(chat, sequences)
         dtype = chat.model.dtype
         advance(1)
-        with quiet_about_biases():
-            wrapped = PeftModel.from_pretrained(chat.model, str(out / DELTA))
-        delta = next_token_logits(replace(chat, model=wrapped), prompts)
+        base, edit_kl = next_token_logits(chat, prompts), _kl(likely, _likely(chat, sequences))
         advance(1)
-        del chat, wrapped
+        measured: list[tuple[torch.Tensor | None, float | None]] = []
+        for folder in deltas:
+            with quiet_about_biases():
+                wrapped = PeftModel.from_pretrained(chat.model, str(folder))
+            adapted = replace(chat, model=wrapped)
+            kl = _kl(likely, _likely(adapted, sequences))
+            measured.append((next_token_logits(adapted, prompts), kl))
+            wrapped.unload()
+            advance(1)
+            del wrapped, adapted
+        del chat
         merged = None
         if (out / MERGED).is_dir():
             chat = load(out / MERGED)
@@ -89,14 +109,18 @@ def compare_forms(
             why=f"{left:.1e} of the stream still lies along the direction (limit {limit:.0e})",
             next_step="Nothing was written; report the architecture",
         )
-    return AgreementRecord(
-        prompts=len(prompts),
-        hooks_merged=None if merged is None else _apart(hooks, merged),
-        hooks_delta=_apart(hooks, delta),
-        merged_delta=None if merged is None else _apart(merged, delta),
-        base_hooks=_apart(base, hooks),
-        delta_kl=_kl(hooks if merged is None else merged, delta),
-        residual=left,
+    return tuple(
+        AgreementRecord(
+            prompts=len(prompts),
+            hooks_merged=_apart(hooks, merged),
+            hooks_delta=_apart(hooks, delta),
+            merged_delta=_apart(merged, delta),
+            base_hooks=_apart(base, hooks),
+            delta_kl=kl,
+            edit_kl=edit_kl,
+            residual=left,
+        )
+        for delta, kl in measured or [(None, None)]
     )
 
 
@@ -136,11 +160,20 @@ def refuse_disagreement(
             )
 
 
-def _kl(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Mean KL(one ‖ other) of (prompts, vocabulary) logits, nats."""
-    before, after = one.double().log_softmax(-1), other.double().log_softmax(-1)
-    return float((before.exp() * (before - after)).sum(-1).mean().clamp_min(0.0))
+def _likely(chat: ChatModel, sequences: Sequence[Continuation]) -> list[torch.Tensor]:
+    """Of each sequence the log-probabilities of its judged tokens, on the CPU."""
+    found = {index: table.cpu() for index, table in log_probs(chat, sequences)}
+    return [found[index] for index in range(len(sequences))]
 
 
-def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one - other).abs().max())
+def _kl(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
+    """KL(one ‖ other), nats a token: the mean over each reply's tokens, then over replies."""
+    each = [
+        (before.double().exp() * (before.double() - after.double())).sum(-1).mean()
+        for before, after in zip(one, other, strict=True)
+    ]
+    return max(0.0, float(torch.stack(each).mean())) if each else 0.0
+
+
+def _apart(one: torch.Tensor | None, other: torch.Tensor | None) -> float | None:
+    return None if one is None or other is None else float((one - other).abs().max())

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
+from transformers import PreTrainedModel
 
 from abl_hub.directions.direction import Direction
-from abl_hub.edits.checkpoint import write_files
-from abl_hub.edits.delta import write_delta
+from abl_hub.edits.checkpoint import Merged, write_files
+from abl_hub.edits.delta import Delta, write_delta
 from abl_hub.edits.delta_products import products_of_checkpoint
+from abl_hub.edits.edit import Edit, Gains
 from abl_hub.edits.hooks import applied
 from abl_hub.edits.keys import CheckpointTensors
 from abl_hub.edits.merged_files import MergedFiles
 from abl_hub.edits.shards import CONFIG, open_shards, read_json
-from abl_hub.errors import EditError, NoMergedFormError
+from abl_hub.errors import EditError, NoDeltaError, NoMergedFormError
+from abl_hub.hub.source import Source
 from abl_hub.model.gains import gains_from_tensors
 from abl_hub.model.meta import meta_model
 from abl_hub.model.trace import trace_writers
+from abl_hub.model.writers import Trace
+from abl_hub.report.recipe import Recipe
 from abl_hub.report.record import (
     EditRecord,
-    FormRecord,
     Record,
     WriterRecord,
     load_record,
@@ -32,7 +38,7 @@ from abl_hub.report.record import (
 from abl_hub.stages.agreement import checked_weights, compare_forms, refuse_disagreement
 from abl_hub.stages.edit import recorded_edit
 from abl_hub.stages.extract import DIRECTION
-from abl_hub.stages.forms import DELTA, MERGED, exactness, file_records, merged_record
+from abl_hub.stages.forms import DELTA, MERGED, delta_record, exactness, merged_record
 from abl_hub.stages.induce import apply_addition
 from abl_hub.stages.inputs import few_prompts, recorded_prompts, recorded_source
 from abl_hub.stages.memory import why_not_loaded
@@ -63,63 +69,54 @@ def apply(out: Path, runtime: Runtime, *, merged: bool = True) -> Record:
     edit = recorded_edit(record, recorded_direction(record, out), trace)
     for form in (MERGED, DELTA):
         shutil.rmtree(out / form, ignore_errors=True)
-    files, refused = None, {}
-    try:
-        files = MergedFiles(
-            edit, source.folder, model=blueprint, rounding=recipe.rounding, untie=recipe.untie
-        )
-    except NoMergedFormError as error:
-        refused[MERGED] = str(error)
-        runtime.progress.note(f"No merged model, only a delta. {error}")
-    written = None
-    if merged and files is not None:
-        written = write_files(files, out / MERGED, progress=runtime.progress)
-    tensors = CheckpointTensors(
-        blueprint, open_shards(source.folder).tensors, read_json(source.folder, CONFIG)
-    )
-    between = gains_from_tensors(blueprint, trace.writers, tensors.read_parameter)
-    delta = write_delta(
-        edit,
-        out / DELTA,
-        model=blueprint,
-        read=tensors.read_parameter,
-        gains=between,
-        base=source.repo or str(source.folder),
-        revision=source.commit,
-        profile=recipe.delta_profile,
-        product=products_of_checkpoint(tensors),
-        progress=runtime.progress,
-    )
     unloaded = why_not_loaded(blueprint, recipe, runtime)
     try:
-        if unloaded is None:
-            agreement = compare_forms(
-                partial(applied, edit, gains=between),
-                edit.directions,
-                source.folder,
+        with TemporaryDirectory(prefix=".delta-", dir=out) as scratch:
+            written = _write(
+                edit,
                 out,
-                asked,
-                record,
+                source,
+                blueprint,
+                trace,
+                recipe,
                 runtime,
-                whole=all(strength == 1.0 for strength in edit.strengths),
+                merged=merged,
+                lighter=Path(scratch) / DELTA if unloaded is None else None,
             )
-            refuse_disagreement(
-                agreement,
-                # What a quantised checkpoint rounds away is more than any fixed share.
-                merged_is_whole=files is not None
-                and not files.plan.changes_head
-                and getattr(blueprint.config, "quantization_config", None) is None,
-                delta_is_whole=delta.faithful,
-                narrow=blueprint.dtype not in (torch.float32, torch.float64)
-                or recipe.dtype not in (None, "float32"),
-            )
-        else:
-            runtime.progress.note(f"{unloaded}: the written weights are checked instead.")
-            agreement = checked_weights(edit, out / MERGED, recipe)
+            if unloaded is None:
+                compared = compare_forms(
+                    partial(applied, edit, gains=written.gains),
+                    edit.directions,
+                    source.folder,
+                    out,
+                    [one.folder for one in written.deltas],
+                    asked,
+                    record,
+                    runtime,
+                    whole=all(strength == 1.0 for strength in edit.strengths),
+                )
+            else:
+                runtime.progress.note(f"{unloaded}: the written weights are checked instead.")
+                compared = (checked_weights(edit, out / MERGED, recipe),)
+        agreement, *lighter = compared
+        if lighter:
+            agreement = replace(agreement, portable_kl=lighter[0].delta_kl)
+        delta = written.deltas[0] if written.deltas else None
+        refuse_disagreement(
+            agreement,
+            # What a quantised checkpoint rounds away is more than any fixed share.
+            merged_is_whole=written.files is not None
+            and not written.files.plan.changes_head
+            and getattr(blueprint.config, "quantization_config", None) is None,
+            delta_is_whole=delta is not None and delta.faithful,
+            narrow=blueprint.dtype not in (torch.float32, torch.float64)
+            or recipe.dtype not in (None, "float32"),
+        )
     except EditError:
         for form in (MERGED, DELTA):
             shutil.rmtree(out / form, ignore_errors=True)
         raise
+    files = written.files
     record = replace(
         record,
         edit=EditRecord(
@@ -139,14 +136,92 @@ def apply(out: Path, runtime: Runtime, *, merged: bool = True) -> Record:
             rounding=recipe.rounding,
             language_path_of=trace.language_path_of,
         ),
-        merged=merged_record(written) if written else None,
-        delta=FormRecord(files=file_records(delta.files), notes=delta.notes, profile=delta.profile),
+        merged=merged_record(written.merged) if written.merged else None,
+        delta=delta_record(delta) if delta else None,
         agreement=agreement,
-        refused=refused,
+        refused=written.refused,
         evaluation=None,
     )
     save_record(record, out)
     return record
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Written:
+    """The forms of one edit on disk, not compared yet.
+
+    Args:
+        files: how the merged model is made; None where no checkpoint can hold the edit.
+        merged: what was written of it; None also where it is made later.
+        deltas: the delta in the output, and where that is for PEFT alone, one for other engines,
+            which is measured and thrown away. Empty where no adapter can hold the edit.
+        refused: form → why there is none.
+    """
+
+    files: MergedFiles | None
+    merged: Merged | None
+    deltas: tuple[Delta, ...]
+    gains: Gains
+    refused: dict[str, str]
+
+
+def _write(
+    edit: Edit,
+    out: Path,
+    source: Source,
+    blueprint: PreTrainedModel,
+    trace: Trace,
+    recipe: Recipe,
+    runtime: Runtime,
+    *,
+    merged: bool,
+    lighter: Path | None,
+) -> _Written:
+    """Write all forms that can be had.
+
+    Args:
+        lighter: where a delta for other engines is put to be measured; None if it is not.
+
+    Raises:
+        EditError: there is none, or one cannot be written.
+    """
+    files, written, refused = None, None, {}
+    try:
+        files = MergedFiles(
+            edit, source.folder, model=blueprint, rounding=recipe.rounding, untie=recipe.untie
+        )
+    except NoMergedFormError as error:
+        refused[MERGED] = str(error)
+        runtime.progress.note(f"No merged model, only a delta. {error}")
+    if merged and files is not None:
+        written = write_files(files, out / MERGED, progress=runtime.progress)
+    tensors = CheckpointTensors(
+        blueprint, open_shards(source.folder).tensors, read_json(source.folder, CONFIG)
+    )
+    gains = gains_from_tensors(blueprint, trace.writers, tensors.read_parameter)
+    write = partial(
+        write_delta,
+        edit,
+        model=blueprint,
+        read=tensors.read_parameter,
+        gains=gains,
+        base=source.repo or str(source.folder),
+        revision=source.commit,
+        product=products_of_checkpoint(tensors),
+        progress=runtime.progress,
+    )
+    deltas = []
+    try:
+        deltas.append(write(out / DELTA, profile=recipe.delta_profile))
+        if recipe.delta_profile == "auto" and deltas[0].profile == "complete" and lighter:
+            with suppress(NoDeltaError):
+                deltas.append(write(lighter, profile="portable"))
+    except NoDeltaError as error:
+        if files is None:
+            raise
+        refused[DELTA] = str(error)
+        runtime.progress.note(f"No delta, only a merged model. {error}")
+    return _Written(files=files, merged=written, deltas=tuple(deltas), gains=gains, refused=refused)
 
 
 def recorded_direction(record: Record, out: Path) -> Direction:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -22,7 +23,8 @@ def asked_edit(recipe: Recipe, direction: Direction, trace: Trace) -> Edit:
     """What the recipe asks for: one strength, in the layers and writers that it names.
 
     Raises:
-        EditError: no writer lies in those layers, or a pattern fits none.
+        EditError: no writer lies in those layers, a pattern fits none, or its strength is
+            no number.
     """
     return removal(recipe, direction.basis, direction.along, trace)
 
@@ -33,19 +35,39 @@ def removal(recipe: Recipe, basis: torch.Tensor, along: torch.Tensor | None, tra
     if recipe.writers is None:
         return edit
     names = [writer.parameter for writer in edit.writers]
-    for pattern in recipe.writers:
-        if not fnmatch.filter(names, pattern):
+    factors = dict.fromkeys(names, 0.0)
+    for asked in recipe.writers:
+        pattern, factor = _pattern(asked)
+        fitting = fnmatch.filter(names, pattern)
+        if not fitting:
             near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)
             raise EditError(
                 f"No writer fits {pattern!r}",
                 why=f"the nearest is {near[0]}" if near else "",
                 next_step="See `abl-hub trace`",
             )
+        factors |= dict.fromkeys(fitting, factor)
     strengths = tuple(
-        strength if any(fnmatch.fnmatch(name, pattern) for pattern in recipe.writers) else 0.0
-        for name, strength in zip(names, edit.strengths, strict=True)
+        factors[name] * strength for name, strength in zip(names, edit.strengths, strict=True)
     )
     return replace(edit, strengths=strengths)
+
+
+def _pattern(asked: str) -> tuple[str, float]:
+    """`PATTERN=STRENGTH`, or `PATTERN` alone for 1."""
+    pattern, equals, number = asked.rpartition("=")
+    if not equals:
+        return asked, 1.0
+    try:
+        strength = float(number)
+    except ValueError:
+        strength = math.nan
+    if not math.isfinite(strength):
+        raise EditError(
+            f"{number!r} is no strength",
+            next_step=f"Write a number, as in '{pattern}=0.5'",
+        )
+    return pattern, strength
 
 
 def recorded_edit(record: Record, direction: Direction, trace: Trace) -> Edit:

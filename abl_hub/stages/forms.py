@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from abl_hub.edits.checkpoint import Merged, WrittenFile
+from abl_hub.edits.delta import Delta
 from abl_hub.edits.edit import Edit
 from abl_hub.report.record import FileRecord, FormRecord
 
@@ -15,10 +16,20 @@ DELTA: Final = "delta"
 
 def merged_record(merged: Merged) -> FormRecord:
     """A merged model."""
-    return FormRecord(files=file_records(merged.files), notes=_notes(merged))
+    return FormRecord(files=_files(merged.files), notes=_notes(merged))
 
 
-def file_records(files: Sequence[WrittenFile]) -> tuple[FileRecord, ...]:
+def delta_record(delta: Delta) -> FormRecord:
+    """An adapter."""
+    return FormRecord(
+        files=_files(delta.files),
+        notes=delta.notes,
+        profile=delta.profile,
+        left_out=tuple(left.parameter for left in delta.left_out),
+    )
+
+
+def _files(files: Sequence[WrittenFile]) -> tuple[FileRecord, ...]:
     """Files by name, hash and size."""
     return tuple(
         FileRecord(path=file.path, sha256=file.sha256, size_bytes=file.size_bytes) for file in files

@@ -26,13 +26,12 @@ from abl_hub.report.recipe import Recipe
 from abl_hub.report.record import (
     AgreementRecord,
     EditRecord,
-    FormRecord,
     Record,
     WriterRecord,
     save_record,
 )
 from abl_hub.stages.agreement import compare_forms, refuse_disagreement
-from abl_hub.stages.forms import DELTA, MERGED, file_records, merged_record
+from abl_hub.stages.forms import DELTA, MERGED, delta_record, merged_record
 from abl_hub.stages.memory import why_not_loaded
 from abl_hub.stages.runtime import Runtime
 
@@ -127,7 +126,7 @@ def apply_addition(
             language_path_of=trace.language_path_of,
         ),
         merged=merged_record(written) if written else None,
-        delta=FormRecord(files=file_records(delta.files), notes=delta.notes, profile=delta.profile),
+        delta=delta_record(delta),
         agreement=agreement,
         refused=refused,
         evaluation=None,
@@ -176,8 +175,16 @@ def _agreement(
     if unloaded is not None:
         runtime.progress.note(f"{unloaded}: the forms are not compared.")
         return AgreementRecord(prompts=0)
-    agreement = compare_forms(
-        partial(added, edit), None, source.folder, out, asked, record, runtime, whole=True
+    [agreement] = compare_forms(
+        partial(added, edit),
+        None,
+        source.folder,
+        out,
+        [out / DELTA],
+        asked,
+        record,
+        runtime,
+        whole=True,
     )
     refuse_disagreement(
         agreement,

@@ -21,8 +21,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from abl_hub.edits.delta import CONFIG, WEIGHTS, Delta, check_delta, write_delta
 from abl_hub.edits.edit import Edit, Gains, factors, remove
+from abl_hub.edits.hooks import applied
 from abl_hub.errors import EditError, OutputError
+from abl_hub.model.gains import gains
+from abl_hub.model.trace import trace_writers
 from abl_hub.model.writers import Gain, Writer
+from tests import families
 
 WIDTH = 32
 TOLERANCE = 1e-5
@@ -450,6 +454,20 @@ def test_what_peft_refuses_is_left_out_with_its_reason(tmp_path: Path) -> None:
     assert len(delta.left_out) == 2
 
 
+def test_what_peft_would_hide_from_the_model_is_left_out(tmp_path: Path) -> None:
+    model = families.build("dbrx")  # its router's parent reads the experts' weights by itself
+    trace = trace_writers(model)
+    edit = remove(torch.randn(trace.width).double(), trace.writers)
+
+    delta = write(edit, tmp_path / "delta", model)
+
+    assert {left.parameter for left in delta.left_out} == {
+        f"transformer.blocks.{i}.ffn.experts.mlp.w2" for i in range(families.LAYERS)
+    }
+    assert all("hides it" in left.reason for left in delta.left_out)
+    PeftModel.from_pretrained(model, str(tmp_path / "delta"))(input_ids=families.tokens(model))
+
+
 def test_an_edit_that_peft_cannot_hold_is_refused(tmp_path: Path) -> None:
     model = build(CASES["norm after the embedding"])
     writers = writers_of(CASES["norm after the embedding"], model)
@@ -550,3 +568,38 @@ def test_it_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
     assert (tmp_path / "taken" / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("family", ["gemma2", "cohere", "falcon", "gpt2", "bloom", "opt", "zamba2"])
+def test_a_tied_embedding_with_some_of_the_layers(family: str, tmp_path: Path) -> None:
+    model = families.build(family)
+    trace = trace_writers(model)
+    vector = torch.randn(trace.width, generator=torch.Generator().manual_seed(0)).double()
+    edit = remove(vector, trace.writers, layers=(0, 1))
+    between = gains(model, trace.writers)
+    ids = families.tokens(model)
+    with torch.inference_mode(), applied(edit, model, between):
+        wanted = model(input_ids=ids, use_cache=False).logits
+
+    delta = write_delta(
+        edit, tmp_path / "delta", model=model, read=model.get_parameter, gains=between, base="base"
+    )
+
+    assert not delta.left_out
+    wrapped = PeftModel.from_pretrained(model, str(tmp_path / "delta"))
+    with torch.inference_mode():
+        assert torch.allclose(
+            wrapped(input_ids=ids, use_cache=False).logits, wanted, atol=1e-4, rtol=1e-4
+        )
+
+
+def test_strength_zero_where_fused_experts_alone_can_carry_an_adapter(tmp_path: Path) -> None:
+    model = families.build("jetmoe")
+    edit = remove(torch.ones(families.WIDTH).double(), trace_writers(model).writers, 0.0)
+    ids = families.tokens(model)
+    before = model(input_ids=ids, use_cache=False).logits
+
+    write(edit, tmp_path / "delta", model)
+
+    wrapped = PeftModel.from_pretrained(model, str(tmp_path / "delta"))
+    assert torch.equal(wrapped(input_ids=ids, use_cache=False).logits, before)

@@ -68,6 +68,26 @@ def test_only_the_writers_that_are_asked_for(demo: Path, tmp_path: Path) -> None
     assert "o_proj.weight" in result.output
 
 
+def test_each_kind_of_writer_as_strongly_as_it_is_asked_for(demo: Path, tmp_path: Path) -> None:
+    positive, negative = write_prompts(prompts(), tmp_path)
+    asked = ["--positive", positive, "--negative", negative, *SMALL, "--strength", 2]
+    patterns = ["--writer", "*_proj.weight=0.25", "--writer", "*.layers.3.*.down_proj.weight"]
+    out = tmp_path / "out"
+    result = run("extract", demo, "-o", out, *asked, *patterns)
+    assert result.exit_code == 0, result.output
+    assert run("apply", out).exit_code == 0
+    record = load_record(out)
+    found = {writer.parameter: writer.strength for writer in record.edit.writers}
+    assert found.pop("model.embed_tokens.weight") == 0.0
+    assert found.pop("model.layers.3.mlp.down_proj.weight") == 2.0
+    assert set(found.values()) == {0.5}
+    assert record.agreement.hooks_merged < 1e-4
+    assert record.agreement.hooks_delta < 1e-4
+    result = run("extract", demo, "-o", tmp_path / "no", *asked, "--writer", "*.o_proj.weight=half")
+    assert result.exit_code == 1
+    assert "'half' is no strength" in result.output
+
+
 def test_a_head_that_stays_tied_is_changed_and_said_to_be(tmp_path: Path) -> None:
     model = save_chat_model(tmp_path / "tied", "qwen2", tie_word_embeddings=True)
     positive, negative = save_prompts(tmp_path)

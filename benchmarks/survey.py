@@ -282,7 +282,7 @@ def render(
         "- addition: what holds a constant that `--induce` adds behind a layer, and the larger of "
         "merged's and delta's difference to the hook, as a share of what the hook changes.\n"
         "- exact null, rescaled: a norm follows the writer; the direction is gone exactly, and "
-        "what is left is runtime ablation up to a scale for each token.\n"
+        "the norm rescales what is left of each token's write.\n"
         f"- not exact: a form is missing, or differs from the hooks by more than {AGREES:.0e}. A "
         "delta that says which writers it leaves out is no difference.\n\n"
     )

@@ -5,8 +5,9 @@ W ← W − Σᵢ uᵢ (vᵢ · W), contracted over the writer's stream axis, wi
 
 - Nothing between writer and stream: v = u = r, the orthogonal projection; or, for an oblique edit
   (affine erasure), v = r and a u of its own with r · u = 1.
-- A norm with gain g between them: v = g ⊙ r, and u is oblique, so that what is left after the
-  norm is the vector that runtime ablation leaves, up to a per-token scale.
+- A norm with gain g between them: v = g ⊙ r, so that the null is exact, and u is oblique. The norm
+  rescales each token anew, by what is left of its write; of the u that can be had the one is taken
+  whose writes are nearest to those of runtime ablation in a simulation.
 
 Knows vectors; knows neither where the weights lie nor how they are written.
 """
@@ -21,13 +22,14 @@ from dataclasses import dataclass
 import torch
 
 from abl_hub.errors import EditError
-from abl_hub.model.writers import Gain, Writer
+from abl_hub.model.writers import Centre, Gain, Writer
 
 Gains = Mapping[str, torch.Tensor]
 """Parameter name of a norm's gain → its effective gain g (width,), 1 + w already resolved."""
 
 _RIDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
 _SIMULATED_TOKENS = 256
+_MOST_SKEWED = 1e8
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -170,17 +172,16 @@ def factors(edit: Edit, writer: Writer, strength: float, gains: Gains) -> Factor
             f"{writer.parameter} cannot be edited",
             why="the norm behind it has gains that cancel the direction",
         )
-    gain = _plain_gain(writer, gains)
-    if gain is None:
-        # With centring there is no per-feature inverse; the orthogonal complement is the least
-        # change that nulls the direction.
-        return Factors(read=read, remove=strength * torch.linalg.solve(gram, read))
+    gain, centred = _gain(writer, gains), Centre() in writer.between
     options = [torch.linalg.solve(gram, read)]
     for ridge in _RIDGES:
         raw = edit.subtracted * gain / (gain**2 + ridge * (gain**2).mean())
-        if bool(torch.isfinite(raw).all()):
-            options.append(torch.linalg.solve(raw @ read.T, raw))
-    best = min(options, key=lambda u: _simulated_error(u, read, gain, edit))
+        if centred:
+            raw = raw - raw.mean(dim=-1, keepdim=True)
+        overlap = raw @ read.T
+        if bool(torch.isfinite(raw).all()) and float(torch.linalg.cond(overlap)) < _MOST_SKEWED:
+            options.append(torch.linalg.solve(overlap, raw))
+    best = min(options, key=lambda u: _simulated_error(u, read, gain, centred, edit))
     return Factors(read=read, remove=strength * best)
 
 
@@ -195,28 +196,27 @@ def _at_parameter(directions: torch.Tensor, writer: Writer, gains: Gains) -> tor
     return read
 
 
-def _plain_gain(writer: Writer, gains: Gains) -> torch.Tensor | None:
-    """The product of the gains between writer and stream; None where a centring lies there too."""
-    product: torch.Tensor | None = None
+def _gain(writer: Writer, gains: Gains) -> torch.Tensor:
+    """(width,): the product of the gains between writer and stream."""
+    product = torch.ones(())
     for step in writer.between:
-        if not isinstance(step, Gain):
-            return None
-        gain = gains[step.parameter].to(torch.float64)
-        product = gain if product is None else product * gain
+        if isinstance(step, Gain):
+            product = product * gains[step.parameter].to(torch.float64)
     return product
 
 
 def _simulated_error(
-    remove: torch.Tensor, read: torch.Tensor, gain: torch.Tensor, edit: Edit
+    remove: torch.Tensor, read: torch.Tensor, gain: torch.Tensor, centred: bool, edit: Edit
 ) -> float:
     """Relative error against runtime ablation, for writes g ⊙ x / rms(x) with Gaussian x.
 
     The seed is fixed: the choice of the ridge belongs to the edit and must not depend on chance.
     """
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(_SIMULATED_TOKENS, len(gain), generator=generator, dtype=torch.float64)
+    x = torch.randn(_SIMULATED_TOKENS, read.shape[-1], generator=generator, dtype=torch.float64)
 
     def normed(y: torch.Tensor) -> torch.Tensor:
+        y = y - y.mean(dim=-1, keepdim=True) if centred else y
         return gain * y / y.square().mean(dim=-1, keepdim=True).sqrt()
 
     wanted = normed(x) - normed(x) @ edit.directions.T @ edit.subtracted

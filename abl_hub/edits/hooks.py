@@ -26,6 +26,11 @@ def prepared(edit: Edit, model: Any, gains: Gains) -> Active:
         gains: effective gains of the norms between writers and stream, by parameter name.
     """
     projections = {}
+    untouched = frozenset(
+        writer.parameter
+        for writer, strength in zip(edit.writers, edit.strengths, strict=True)
+        if strength == 0.0
+    )
     device: torch.device = model.get_input_embeddings().weight.device
     for writer, strength in zip(edit.writers, edit.strengths, strict=True):
         if strength != 0.0:
@@ -34,7 +39,7 @@ def prepared(edit: Edit, model: Any, gains: Gains) -> Active:
                 writer.axis,
                 Projection(read=change.read.to(device), remove=change.remove.to(device)),
             )
-    return partial(projecting, model, projections)
+    return partial(projecting, model, projections, untouched=untouched)
 
 
 def applied(edit: Edit, model: Any, gains: Gains) -> AbstractContextManager[None]:

@@ -7,6 +7,7 @@ on a full disk a map ends the process with SIGBUS, where a write raises.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
@@ -22,6 +23,10 @@ CHUNK_NUMBERS = 1 << 18
 """Numbers in flight: 1 MiB in float32, which stays in a core's cache through all passes and in the
 allocator's hands between them."""
 _CANCELLING_CHUNK_NUMBERS = 1 << 22
+_MOST_LEFT = 0.01
+"""Of what was along the directions: far above what cancelling leaves, far below a cut-off edit."""
+_ROUNDING = 1e-4
+"""Of the whole weight, where next to nothing was along them."""
 
 
 @contextmanager
@@ -108,6 +113,7 @@ def _edit_columns(
             left = factors.read @ rows.decode(rounded, block, row).double().T
             left -= _wanted(factors, found.T.double())
             rounded = _cancel_columns(rows, block, row, rounded, factors.read, left)
+            _check_range(rows, left, found.T, factors.read, float(numbers.norm()))
         rows.write(target, block, row, rounded)
 
 
@@ -119,8 +125,10 @@ def _edit_rows(
     found = _along_rows(rows, block, read, source)
     _check_finite(found, rows.matrix)
     left = -_wanted(factors, found.double())
+    squares = 0.0
     for row, raw in _chunks(rows, block, source):
         numbers = rows.decode(raw, block, row)
+        squares += float(numbers.square().sum()) if cancelling else 0.0
         part = slice(row, row + len(raw))
         numbers.addmm_(remove[:, part].T, found, alpha=-1)
         rounded = _encode(rows, numbers, block, row)
@@ -129,6 +137,7 @@ def _edit_rows(
             left += (read[:, part] @ rows.decode(rounded, block, row)).double()
     if cancelling:
         _cancel_rows(rows, block, target, factors.read, left)
+        _check_range(rows, left, found, factors.read, math.sqrt(squares))
 
 
 def _along_columns(rows: Rows, block: int, read: torch.Tensor, source: FileIO) -> torch.Tensor:
@@ -186,9 +195,29 @@ def _wanted(factors: Factors, found: torch.Tensor) -> torch.Tensor:
     return found - (factors.read @ factors.remove.T) @ found
 
 
+def _check_range(
+    rows: Rows, left: torch.Tensor, found: torch.Tensor, read: torch.Tensor, whole: float
+) -> None:
+    """Refuse numbers that the codes' range has cut off: no rounding leaves so much.
+
+    Args:
+        left: (k, columns), what is left along the directions after cancelling.
+        found: (k, columns), what was there.
+        whole: norm of the numbers.
+    """
+    most = max(_MOST_LEFT * float(found.norm()), _ROUNDING * float(read.norm()) * whole)
+    if float(left.norm()) > most:
+        raise EditError(
+            f"The edit takes {rows.matrix.key} out of the range of its "
+            f"{rows.matrix.codes.dtype} codes",
+            next_step="Use a smaller strength, or the full-precision base",
+        )
+
+
 def _encode(rows: Rows, numbers: torch.Tensor, block: int, row: int) -> torch.Tensor:
     dtype = rows.matrix.codes.torch_dtype
-    # Only float16 is narrow enough for an edit to leave; quantised codes saturate.
+    # Of the plain formats only float16 is narrow enough for an edit to leave; what quantised codes
+    # lose at the end of their range is seen in what is left along the directions.
     if dtype == torch.float16 and float(numbers.abs().max()) > torch.finfo(dtype).max:
         raise EditError(
             f"The edit takes {rows.matrix.key} out of the range of float16",

@@ -5,7 +5,7 @@ Context managers that leave the model as they found it. Knows vectors; not where
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -106,12 +106,16 @@ class Projection:
 
 @contextmanager
 def projecting(
-    model: nn.Module, projections: Mapping[str, tuple[int, Projection]]
+    model: nn.Module,
+    projections: Mapping[str, tuple[int, Projection]],
+    *,
+    untouched: Collection[str] = frozenset(),
 ) -> Iterator[None]:
     """Take directions out of what parameters write, while the model runs.
 
     Args:
         projections: parameter name → (its stream axis, the projection).
+        untouched: parameters that write too, and are to go on as they do.
 
     Linear layers, Conv1D, embeddings and fused experts are projected at their module's output,
     which is linear in what they hold. Any other parameter (a lone bias, a table that is indexed by
@@ -123,7 +127,7 @@ def projecting(
     exchanged: list[tuple[nn.Parameter, int, Projection]] = []
     for name, (axis, projection) in projections.items():
         owner, _, own = name.rpartition(".")
-        if _output_is_linear(modules[owner], owner, projections):
+        if _output_is_linear(modules[owner], owner, projections, untouched):
             hooked[owner] = projection
         else:
             exchanged.append((modules[owner].get_parameter(own), axis, projection))
@@ -152,10 +156,15 @@ def _holders(model: nn.Module, parameter: nn.Parameter) -> Iterator[tuple[dict[s
 
 
 def _output_is_linear(
-    module: nn.Module, name: str, projections: Mapping[str, tuple[int, Projection]]
+    module: nn.Module,
+    name: str,
+    projections: Mapping[str, tuple[int, Projection]],
+    untouched: Collection[str],
 ) -> bool:
     """Whether projecting the module's output is the same as projecting all that it holds."""
     own = dict(module.named_parameters(recurse=False))
+    if any(f"{name}.{key}" in untouched for key in own):
+        return False
     projected = [projections[f"{name}.{key}"][1] for key in own if f"{name}.{key}" in projections]
     if any(not projected[0].same_as(other) for other in projected[1:]):
         return False

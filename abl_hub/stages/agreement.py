@@ -146,7 +146,7 @@ def refuse_disagreement(
     """
     # Weights in 16 bits round each write by 2⁻⁸ of itself; in 32 bits next to nothing is lost.
     change = agreement.base_hooks or 0.0
-    limit = 0.1 + 0.5 * change if narrow else 1e-3 + 0.01 * change
+    limit = 0.1 + 0.25 * change if narrow else 1e-3 + 0.01 * change
     for name, apart, whole in (
         ("merged model", agreement.hooks_merged, merged_is_whole),
         ("delta", agreement.hooks_delta, delta_is_whole),

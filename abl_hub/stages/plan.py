@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel
 
 from abl_hub.edits.carrying import carrying_layers, find_place
 from abl_hub.edits.plan import plan_model
 from abl_hub.edits.shards import CONFIG
+from abl_hub.errors import NoMergedFormError
 from abl_hub.evaluation.harness import check_tasks
 from abl_hub.hub.account import namespace
 from abl_hub.hub.source import plan_source
 from abl_hub.model.meta import meta_model
 from abl_hub.model.trace import trace_writers
-from abl_hub.model.writers import Trace
+from abl_hub.model.writers import Trace, Writer
 from abl_hub.report.recipe import Recipe
 from abl_hub.report.record import Record, load_record
+from abl_hub.stages.edit import removal
 from abl_hub.stages.forms import MERGED
 from abl_hub.stages.runtime import Runtime
 from abl_hub.stages.target import (
@@ -64,7 +68,6 @@ def plan(
     )
     blueprint = meta_model(source.config_folder, trust_remote_code=recipe.trust_remote_code)
     trace = trace_writers(blueprint)
-    cost = plan_model(blueprint, trace.writers)
     largest = max(f.size for f in source.files if f.path.endswith(".safetensors"))
     place = f"to the Hub, {size(largest)} at a time" if stream else f"in {out}/merged"
     lines = [
@@ -77,13 +80,7 @@ def plan(
         *(
             _addition_lines(blueprint, trace, place, out)
             if recipe.induce
-            else [
-                ("writers", f"{len(trace.writers)} parameters"),
-                ("bytes to read", f"{size(cost.bytes_read)} of writers"),
-                ("merged", f"{size(cost.bytes_written)} {place}"),
-                ("delta", f"about {size(_delta_bytes(trace))} in {out}/delta"),
-                ("memory to write", f"about {size(cost.memory_bytes)}"),
-            ]
+            else _removal_lines(blueprint, trace, recipe, place, out)
         ),
     ]
     if recipe.tasks is not None:
@@ -98,6 +95,29 @@ def plan(
         ]
         lines += _around(base, target)
     return Plan(lines=tuple(lines))
+
+
+def _removal_lines(
+    blueprint: PreTrainedModel, trace: Trace, recipe: Recipe, place: str, out: Path
+) -> list[tuple[str, str]]:
+    """What a removal reads and writes, of the writers that the recipe names."""
+    example = torch.eye(trace.width, dtype=torch.float64)[:1]
+    edit = removal(recipe, example, None, trace)
+    edited = [w for w, strength in zip(edit.writers, edit.strengths, strict=True) if strength]
+    lines = [("writers", f"{len(edited)} parameters")]
+    if len(edited) < len(trace.writers):
+        lines = [("writers", f"{len(edited)} of {len(trace.writers)} parameters")]
+    try:
+        cost = plan_model(blueprint, edited, untie=recipe.untie)
+    except NoMergedFormError as error:
+        lines.append(("merged", f"none: {error.why}"))
+    else:
+        lines += [
+            ("bytes to read", f"{size(cost.bytes_read)} of writers"),
+            ("merged", f"{size(cost.bytes_written)} {place}"),
+            ("memory to write", f"about {size(cost.memory_bytes)}"),
+        ]
+    return [*lines, ("delta", f"about {size(_delta_bytes(edited, trace.width))} in {out}/delta")]
 
 
 def _addition_lines(
@@ -146,8 +166,8 @@ def _plan_of_configuration(recipe: Recipe, folder: Path, out: Path) -> Plan:
     """What converting a model of this configuration would take, its weights unseen."""
     blueprint = meta_model(folder, trust_remote_code=recipe.trust_remote_code)
     trace = trace_writers(blueprint)
-    cost = plan_model(blueprint, trace.writers)
     parameters = sum(parameter.numel() for parameter in blueprint.parameters())
+    place = f"in {out}/merged"
     return Plan(
         lines=(
             ("source", f"{folder.name}: a configuration without weights, {parameters / 1e9:.1f} B"),
@@ -155,19 +175,18 @@ def _plan_of_configuration(recipe: Recipe, folder: Path, out: Path) -> Plan:
                 "architecture",
                 f"{trace.architecture}, {trace.layer_count} layers, width {trace.width}",
             ),
-            ("writers", f"{len(trace.writers)} parameters"),
-            ("bytes to read", f"{size(cost.bytes_read)} of writers"),
-            ("merged", f"{size(cost.bytes_written)} in {out}/merged"),
-            ("delta", f"about {size(_delta_bytes(trace))} in {out}/delta"),
-            ("memory to write", f"about {size(cost.memory_bytes)}"),
+            *(
+                _addition_lines(blueprint, trace, place, out)
+                if recipe.induce
+                else _removal_lines(blueprint, trace, recipe, place, out)
+            ),
         )
     )
 
 
-def _delta_bytes(trace: Trace) -> int:
+def _delta_bytes(writers: Sequence[Writer], width: int) -> int:
     """Rank one in float32: what a writer reads and what it loses, expert by expert."""
-    numbers = sum(trace.width + math.prod(w.shape) // w.shape[w.axis] for w in trace.writers)
-    return 4 * numbers
+    return 4 * sum(width + math.prod(w.shape) // w.shape[w.axis] for w in writers)
 
 
 def plan_push(out: Path, runtime: Runtime, target: Target, *, stream: bool = False) -> Plan:

@@ -15,6 +15,7 @@ from abl_hub.edits.delta import write_delta
 from abl_hub.edits.delta_layout import quiet_about_biases
 from abl_hub.edits.delta_products import products_of_checkpoint
 from abl_hub.edits.keys import CheckpointTensors
+from abl_hub.edits.merged_files import MergedFiles
 from abl_hub.edits.shards import CONFIG, open_shards, read_json
 from abl_hub.errors import EditError
 from abl_hub.model.chat import ChatModel, load_chat_model
@@ -54,7 +55,7 @@ def undo(out: Path, runtime: Runtime) -> Undone:
     """Write `out/undo`, which on `out/merged` gives the base, and measure how exactly.
 
     Raises:
-        EditError: there is no merged model.
+        EditError: there is no merged model, or its head was changed with a tied embedding.
         SourceError: the source has changed since `extract`; the way back starts from it.
     """
     record = load_record(out)
@@ -77,8 +78,17 @@ def undo(out: Path, runtime: Runtime) -> Undone:
             invert=True,
         )
     else:
+        edit = recorded_edit(record, direction, trace)
+        if MergedFiles(
+            edit, source.folder, model=blueprint, untie=record.recipe.untie
+        ).plan.changes_head:
+            raise EditError(
+                "No delta takes these weights back to the base",
+                why="the embedding stayed tied, so its edit changed the output head too",
+                next_step="Convert again without --no-untie",
+            )
         write_delta(
-            recorded_edit(record, direction, trace),
+            edit,
             out / UNDO,
             model=blueprint,
             read=tensors.read_parameter,

@@ -147,6 +147,20 @@ def test_direction_goes_and_the_rest_stays(
 
 
 @pytest.mark.parametrize("name", FORMATS)
+def test_what_the_codes_cannot_hold_is_refused(name: str, tmp_path: Path) -> None:
+    make, _ = FORMATS[name]
+    writer = make(tmp_path / "source")
+    # Nearly one axis: reflected further out, its row leaves the range of its block's scale.
+    axis = 0.02 * torch.randn(1, WIDTH, generator=torch.Generator().manual_seed(3)).double()
+    axis[0, 5] += 1
+    edit = Edit(directions=orthonormal(axis), writers=(writer,), strengths=(-1.0,))
+    model = tiny.on_meta(tmp_path / "source")
+    with pytest.raises(EditError, match="out of the range"):
+        write_merged(edit, tmp_path / "source", tmp_path / "out", model=model)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", FORMATS)
 def test_weights_are_read_as_transformers_reads_them(name: str, tmp_path: Path) -> None:
     make, dequantised = FORMATS[name]
     writer = make(tmp_path)

@@ -138,3 +138,27 @@ def test_an_oblique_edit_behind_a_norm_cleans_the_stream() -> None:
     x = random(64, WIDTH, seed=4)
     edited = gain * (x - (x @ low_rank.read.T) @ low_rank.remove)
     assert float((edited @ r.T).abs().max()) < 1e-12
+
+
+def test_an_oblique_edit_behind_a_layer_norm_subtracts_what_it_is_told() -> None:
+    between = (Gain(parameter="g"), Centre())
+    gain = 1 + 0.1 * random(WIDTH, seed=3)
+    directions = orthonormal(random(1, WIDTH))
+    along = directions + 0.8 * orthonormal(random(1, WIDTH, seed=1))
+    along = along / (along @ directions.T)
+    edit = remove(directions, (writer(between=between),), along=along)
+    found = factors(edit, edit.writers[0], 1.0, {"g": gain})
+    writes = random(512, WIDTH, seed=4)
+
+    def normed(y: torch.Tensor) -> torch.Tensor:
+        centred = y - y.mean(dim=-1, keepdim=True)
+        return gain * centred / centred.square().mean(dim=-1, keepdim=True).sqrt()
+
+    got = normed(writes - (writes @ found.read.T) @ found.remove)
+    assert float((got @ directions.T).abs().max()) < 1e-12
+
+    def apart(subtracted: torch.Tensor) -> float:
+        wanted = normed(writes) - normed(writes) @ directions.T @ subtracted
+        return float((got - wanted).norm() / normed(writes).norm())
+
+    assert apart(along) < 0.5 * apart(directions)

@@ -104,6 +104,11 @@ def test_a_head_that_stays_tied_is_changed_and_said_to_be(tmp_path: Path) -> Non
     assert untied.agreement.hooks_merged < 1e-4
     kept = json.loads((tmp_path / "tied-out" / "merged" / "config.json").read_text())
     assert kept["tie_word_embeddings"] is True
+    # A delta cannot tell the head from the embedding that it is tied to.
+    assert run("apply", tmp_path / "untied", "--invert").exit_code == 0
+    result = run("apply", tmp_path / "tied-out", "--invert")
+    assert result.exit_code == 1
+    assert "No delta takes these weights back" in result.output
 
 
 def test_where_no_checkpoint_can_hold_the_edit_the_delta_does(tmp_path: Path) -> None:
@@ -133,6 +138,51 @@ def test_where_no_checkpoint_can_hold_the_edit_the_delta_does(tmp_path: Path) ->
     assert record.agreement.hooks_delta <= 1e-4
     assert (out / "delta" / "README.md").is_file()
     assert not (out / "merged").exists()
+
+
+def test_where_no_adapter_can_hold_the_edit_the_checkpoint_does(tmp_path: Path) -> None:
+    words = tokenizer()
+    config = tiny_config("mamba")
+    config.vocab_size = len(words)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.save_pretrained(tmp_path / "source")
+    words.save_pretrained(tmp_path / "source")
+    positive, negative = save_prompts(tmp_path)
+    out = tmp_path / "out"
+    result = run(
+        "convert",
+        tmp_path / "source",
+        "-o",
+        out,
+        *["--positive", positive, "--negative", negative, *SMALL, "--layers", "1-2"],
+        *["--max-new-tokens", 8, "--random-draws", 1],
+    )
+    assert result.exit_code == 0, result.output
+    record = load_record(out)
+    assert record.delta is None
+    assert "No adapter can hold this edit" in record.refused["delta"]
+    assert "No delta form" in result.output
+    assert record.agreement.hooks_merged <= 1e-4
+    assert "hooks–delta" not in (out / "merged" / "README.md").read_text()
+    assert not (out / "delta").exists()
+
+
+def test_the_plan_is_of_what_the_recipe_names(tmp_path: Path) -> None:
+    for name in ("llama", "zamba2"):
+        tiny_config(name).save_pretrained(tmp_path / name)
+
+    def planned(name: str, *more: object) -> dict[str, str]:
+        result = run("--format", "json", "convert", tmp_path / name, "--dry-run", *more)
+        assert result.exit_code == 0, result.output
+        plan: dict[str, str] = json.loads(result.stdout)
+        return plan
+
+    whole, part = planned("llama"), planned("llama", "--layers", "1-2")
+    assert whole["writers"] == "9 parameters"
+    assert part["writers"] == "4 of 9 parameters"
+    assert part["bytes to read"] != whole["bytes to read"]
+    assert "none: " in planned("zamba2")["merged"]
 
 
 @pytest.mark.parametrize("whole", [True, False])

@@ -121,6 +121,29 @@ def test_weight_and_bias_may_be_projected_differently() -> None:
     assert float((hooked - edited).abs().max()) < 1e-4 * float((edited - before).abs().max())
 
 
+@pytest.mark.parametrize(("own", "other"), [("down_proj", "_bias"), ("down_proj_bias", "")])
+def test_experts_and_their_biases_may_be_projected_alone(own: str, other: str) -> None:
+    model, change = build("gpt_oss"), projection()
+    experts = "model.layers.1.mlp.experts"
+    axis = 1 if own.endswith("bias") else 2
+    before = logits(model)
+    with (
+        unchanged(model),
+        projecting(
+            model,
+            {f"{experts}.{own}": (axis, change)},
+            untouched={f"{experts}.down_proj{other}"},
+        ),
+    ):
+        hooked = logits(model)
+    weight = model.get_parameter(f"{experts}.{own}")
+    weight.data = written(weight.data, axis, change)
+    edited = logits(model)
+    effect = float((edited - before).abs().max())
+    assert effect > 1e-3
+    assert float((hooked - edited).abs().max()) < 1e-4 * effect
+
+
 def test_projections_that_take_nothing_change_nothing() -> None:
     model = build("gpt2")
     nothing = Projection(read=torch.ones(1, WIDTH), remove=torch.zeros(1, WIDTH))

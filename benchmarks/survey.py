@@ -37,7 +37,7 @@ from abl_hub.errors import AblHubError, NoMergedFormError
 from abl_hub.model.check import residual, residual_limit
 from abl_hub.model.gains import gains
 from abl_hub.model.layers import decoder_layers
-from abl_hub.model.meta import meta_model
+from abl_hub.model.meta import auto_class, meta_model
 from abl_hub.model.stream import Sink, reading
 from abl_hub.model.trace import trace_writers
 from tests.families import CAUSAL, NOT_SMALL, WRAPPERS, build, tokens
@@ -109,7 +109,7 @@ def survey(family: str, *, wrapper: bool) -> Line:
         after=f"{max(left, merged.left):.0e}",
         merged=_share(merged, hooked, scale),
         delta=_share(delta, hooked, scale),
-        addition=_addition(model, ids, before, wrapper),
+        addition=_addition(model, ids),
         outcome=_disagreement(merged, delta, hooked, scale)
         or outcome + (", head untied" if merged.untied else ""),
     )
@@ -193,12 +193,12 @@ def _delta(model: Any, edit: Edit, ids: torch.Tensor) -> Form:
         return Form(logits=logits)
 
 
-def _addition(model: Any, ids: torch.Tensor, before: torch.Tensor, wrapper: bool) -> str:
+def _addition(model: Any, ids: torch.Tensor) -> str:
     """A constant added behind the middle of the layers that can carry one, in all forms.
 
     What holds it, and the largest difference to the hook as a share of what the hook changes.
     """
-    auto: Any = AutoModelForImageTextToText if wrapper else AutoModelForCausalLM
+    auto: Any = auto_class(model.config)
     with tempfile.TemporaryDirectory() as scratch:
         source, out = Path(scratch) / "source", Path(scratch) / "out"
         try:
@@ -212,12 +212,13 @@ def _addition(model: Any, ids: torch.Tensor, before: torch.Tensor, wrapper: bool
         noise = torch.Generator().manual_seed(7)
         vector = torch.randn(trace.width, generator=noise, dtype=torch.float64)
         lengths: dict[int, float] = {}
-        with torch.inference_mode(), reading(decoder_layers(model)[1], _lengths(lengths)):
-            model(input_ids=ids, use_cache=False)
+        base = auto.from_pretrained(source, attn_implementation="eager").eval()
+        with torch.inference_mode(), reading(decoder_layers(base)[1], _lengths(lengths)):
+            before = base(input_ids=ids, use_cache=False).logits
         vector *= lengths[layer] / float(vector.norm())  # as long as the stream is there
         edit = addition(blueprint, trace, layer, vector)
-        with torch.inference_mode(), added(edit, model):
-            hooked = model(input_ids=ids, use_cache=False).logits
+        with torch.inference_mode(), added(edit, base):
+            hooked = base(input_ids=ids, use_cache=False).logits
         scale = float((hooked - before).abs().max())
         loaded = []
         try:
@@ -230,7 +231,6 @@ def _addition(model: Any, ids: torch.Tensor, before: torch.Tensor, wrapper: bool
             held = "delta alone"
         write_added_delta(edit, out / "delta", model=blueprint, base="base")
         with quiet_about_biases():
-            base = auto.from_pretrained(source, attn_implementation="eager").eval()
             loaded.append(PeftModel.from_pretrained(base, str(out / "delta")))
         with torch.inference_mode():
             apart = max(

@@ -49,6 +49,21 @@ def meta_model(
     return built
 
 
+def wrapper_of(
+    folder: Path, model: PreTrainedModel, *, trust_remote_code: bool = False
+) -> str | None:
+    """Of which class of several modalities `model` is the language part; None where it is whole.
+
+    Some configurations of such classes build a causal language model of their text part alone.
+    """
+    config = _config(folder, trust_remote_code)
+    if config.get_text_config() is config:
+        return None
+    if model.config.get_text_config() is not model.config:
+        return type(model).__name__
+    return (config.architectures or [type(config).__name__])[0]
+
+
 def weightless_copy(model: Any) -> Any:
     """A copy of a meta model on the CPU: each weight is one zero, seen at all of its places.
 

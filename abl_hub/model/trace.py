@@ -50,7 +50,6 @@ def _trace(model: Any) -> Trace:
     head = model.get_output_embeddings()
     tied = None if head is None else getattr(head, "weight", None)
     prefix = f"{name}."
-    text = model.config.get_text_config()
     writers = tuple(
         Writer(
             parameter=key,
@@ -72,7 +71,6 @@ def _trace(model: Any) -> Trace:
         width=width,
         writers=writers,
         carriers=find_carriers(states, len(layers), names),
-        language_path_of=type(model).__name__ if text is not model.config else None,
     )
 
 

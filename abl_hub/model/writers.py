@@ -90,5 +90,3 @@ class Trace:
     writers: tuple[Writer, ...]
     carriers: tuple[Carrier, ...] = ()
     """What could add a constant to a block's output."""
-    language_path_of: str | None = None
-    """For a multimodal wrapper: its class, of which only the language path was traced."""

@@ -24,7 +24,7 @@ from abl_hub.edits.shards import CONFIG, open_shards, read_json
 from abl_hub.errors import EditError, NoDeltaError, NoMergedFormError
 from abl_hub.hub.source import Source
 from abl_hub.model.gains import gains_from_tensors
-from abl_hub.model.meta import meta_model
+from abl_hub.model.meta import meta_model, wrapper_of
 from abl_hub.model.trace import trace_writers
 from abl_hub.model.writers import Trace
 from abl_hub.report.recipe import Recipe
@@ -134,7 +134,9 @@ def apply(out: Path, runtime: Runtime, *, merged: bool = True) -> Record:
                 for writer, strength in zip(edit.writers, edit.strengths, strict=True)
             ),
             rounding=recipe.rounding,
-            language_path_of=trace.language_path_of,
+            language_path_of=wrapper_of(
+                source.folder, blueprint, trust_remote_code=recipe.trust_remote_code
+            ),
         ),
         merged=merged_record(written.merged) if written.merged else None,
         delta=delta_record(delta) if delta else None,

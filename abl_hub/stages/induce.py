@@ -21,6 +21,7 @@ from abl_hub.edits.addition_files import plan_added, write_added
 from abl_hub.edits.checkpoint import Merged
 from abl_hub.errors import EditError, NoMergedFormError
 from abl_hub.hub.source import Source
+from abl_hub.model.meta import wrapper_of
 from abl_hub.model.writers import Trace
 from abl_hub.report.recipe import Recipe
 from abl_hub.report.record import (
@@ -123,7 +124,9 @@ def apply_addition(
                 ),
             ),
             rounding=recipe.rounding,
-            language_path_of=trace.language_path_of,
+            language_path_of=wrapper_of(
+                source.folder, blueprint, trust_remote_code=recipe.trust_remote_code
+            ),
         ),
         merged=merged_record(written) if written else None,
         delta=delta_record(delta),

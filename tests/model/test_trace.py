@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,9 +20,9 @@ from abl_hub.edits.hooks import applied
 from abl_hub.errors import UnsupportedModelError
 from abl_hub.model.check import residual
 from abl_hub.model.gains import gains
-from abl_hub.model.meta import meta_model
+from abl_hub.model.meta import meta_model, wrapper_of
 from abl_hub.model.trace import trace_writers
-from tests.families import WIDTH, build, tiny_config, tokens
+from tests.families import WIDTH, build, tiny_config, tiny_wrapper_config, tokens
 
 # What writes to the stream, by hand, from each architecture's own modelling code. `*` is a layer.
 _DENSE = {"embed_tokens.weight", "self_attn.o_proj.weight", "mlp.down_proj.weight"}
@@ -225,8 +226,22 @@ def test_constants_that_no_graph_shows_are_caught_by_the_number(family: str) -> 
         assert residual(model, tokens(model), edit.directions) > 1e-3
 
 
+@pytest.mark.parametrize(
+    ("config", "wrapper"),
+    [
+        (tiny_wrapper_config("llava"), "LlavaForConditionalGeneration"),
+        (tiny_wrapper_config("llama4"), "Llama4Config"),  # its causal class is of the text alone
+        (tiny_config("llama"), None),
+    ],
+)
+def test_of_what_a_model_is_the_language_part(
+    config: Any, wrapper: str | None, tmp_path: Path
+) -> None:
+    config.save_pretrained(tmp_path)
+    assert wrapper_of(tmp_path, meta_model(tmp_path)) == wrapper
+
+
 def test_of_a_wrapper_the_language_path_is_traced() -> None:
     trace = trace_writers(build("llava", wrapper=True))
-    assert trace.language_path_of == "LlavaForConditionalGeneration"
     assert not [writer for writer in trace.writers if "vision" in writer.parameter]
     assert len(trace.writers) == 2 * trace.layer_count + 1

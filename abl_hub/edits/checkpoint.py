@@ -1,23 +1,29 @@
 """The merged form: an edited copy of a checkpoint, a folder that appears when it is whole.
 
-What its files are, and how each is made, is in `merged_files`; here they are written one after the
-other, and hashed.
+What its files are, and how each is made, is in `merged_files`; here they are written and hashed,
+several side by side.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Lock
 
 from transformers import PreTrainedModel
 
 from abl_hub.edits.edit import Edit
 from abl_hub.edits.merged_files import MergedFiles, Rounding
+from abl_hub.edits.rewrite import one_thread
 from abl_hub.edits.shards import CONFIG, real_file
 from abl_hub.edits.staging import Stage, check_space, clone, staging
-from abl_hub.progress import SILENT, Progress
+from abl_hub.errors import EditError
+from abl_hub.progress import SILENT, Advance, Progress
+
+_WRITERS = 2
 
 _SPARE_BYTES = 64 * 10**6
 """Tokenizer, config and a margin."""
@@ -86,20 +92,39 @@ def write_files(files: MergedFiles, out: Path, *, progress: Progress = SILENT) -
         EditError: a weight that holds NaN or infinity.
         OutputError: `out` is taken, or the disk is full.
     """
-    with staging(out) as stage, ThreadPoolExecutor(1) as hashing:
-        try:
-            if not _can_clone(files.source, stage):
-                check_space(out, files.plan.bytes_written + _SPARE_BYTES)
-            hashes = []
-            with progress.stage("Writing the checkpoint", files.source_bytes) as advance:
-                for name in (*files.weights, *files.companions):
-                    files.write(name, stage.folder, advance)
-                    # The next shard is copied by the kernel while this one is hashed.
-                    hashes.append(hashing.submit(written_file, stage.folder, name))
-            written = tuple(sorted((file.result() for file in hashes), key=lambda f: f.path))
-        finally:
-            hashing.shutdown(cancel_futures=True)
+    with staging(out) as stage:
+        if not _can_clone(files.source, stage):
+            check_space(out, files.plan.bytes_written + _SPARE_BYTES)
+        with progress.stage("Writing the checkpoint", files.source_bytes) as advance:
+            written = _write_side_by_side(files, stage.folder, advance)
         return merged(files, stage.publish(), written)
+
+
+def _write_side_by_side(
+    files: MergedFiles, folder: Path, advance: Advance
+) -> tuple[WrittenFile, ...]:
+    """Write and hash all files, several at once: the kernel copies one while another is hashed."""
+    stopped, counting = Event(), Lock()
+
+    def count(done: int) -> None:
+        if stopped.is_set():
+            raise EditError("The checkpoint was not written, because a part of it failed")
+        with counting:
+            advance(done)
+
+    def written(name: str) -> WrittenFile:
+        files.write(name, folder, count)
+        return written_file(folder, name)
+
+    # One thread of torch for each: on a busy machine, threads that wait for each other are slower.
+    with one_thread(), ThreadPoolExecutor(min(_WRITERS, os.cpu_count() or 1)) as writers:
+        try:
+            found = tuple(writers.map(written, (*files.weights, *files.companions)))
+        except BaseException:
+            stopped.set()
+            writers.shutdown(cancel_futures=True)
+            raise
+    return tuple(sorted(found, key=lambda file: file.path))
 
 
 def merged(files: MergedFiles, folder: Path, written: tuple[WrittenFile, ...]) -> Merged:

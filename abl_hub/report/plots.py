@@ -12,6 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from abl_hub.directions.selection import MAX_KL
 from abl_hub.errors import EvaluationError
 from abl_hub.evaluation.arms import Arm
 from abl_hub.report.record import Record
@@ -19,22 +20,28 @@ from abl_hub.report.record import Record
 _COLOURS = {"base": "#4c566a", "edited": "#c2410c", "random": "#94a3b8", "added": "#0f766e"}
 
 
+_SCORES = {
+    "bypass": "log-odds under ablation",
+    "induce": "log-odds under addition",
+    "kl": "KL on other prompts, nats",
+}
+
+
 def candidates_plot(record: Record, path: Path) -> None:
-    """Bypass and induce scores and KL of every candidate, by layer; the chosen one is marked."""
-    figure = Figure(figsize=(9.0, 3.2), dpi=100, layout="constrained")
-    panels: Any = figure.subplots(1, 3)
-    method = record.direction.method
-    candidates = record.selection.candidates[method]
+    """Bypass and induce scores and KL of every candidate, by layer; the chosen one is marked.
+
+    What no candidate was judged by, as of a direction that is to be added, is left out.
+    """
+    candidates = record.selection.candidates[record.direction.method]
+    scores = {
+        field: title
+        for field, title in _SCORES.items()
+        if any(getattr(candidate, field) is not None for candidate in candidates)
+    }
+    figure = Figure(figsize=(3.0 * max(len(scores), 2), 3.2), dpi=100, layout="constrained")
+    panels: Any = figure.subplots(1, len(scores), squeeze=False)[0]
     positions = sorted({candidate.position for candidate in candidates})
-    for panel, (field, title) in zip(
-        panels,
-        (
-            ("bypass", "log-odds under ablation"),
-            ("induce", "log-odds under addition"),
-            ("kl", "KL on other prompts, nats"),
-        ),
-        strict=True,
-    ):
+    for panel, (field, title) in zip(panels, scores.items(), strict=True):
         for number, position in enumerate(positions):
             line = [c for c in candidates if c.position == position]
             shade = str(0.75 - 0.75 * (number + 1) / len(positions))
@@ -65,8 +72,14 @@ def candidates_plot(record: Record, path: Path) -> None:
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.tick_params(labelsize=8)
         panel.spines[["top", "right"]].set_visible(False)
-    panels[2].set_yscale("symlog", linthresh=0.01)
-    panels[2].axhline(0.1, color="#94a3b8", linewidth=0.8, linestyle="--")
+        if field == "kl":
+            panel.set_yscale("symlog", linthresh=0.01)
+            panel.axhline(MAX_KL, color="#94a3b8", linewidth=0.8, linestyle="--")
+            top = max(2 * MAX_KL, 1.5 * max(c.kl for c in candidates if c.kl is not None))
+            marks = [mark for mark in (0.0, 0.01, 0.1, 1.0, 10.0) if mark <= top]
+            panel.set_ylim(0, top)
+            panel.set_yticks(marks, [f"{mark:g}" for mark in marks], minor=False)
+            panel.minorticks_off()
     panels[0].legend(fontsize=7, frameon=False)
     _save(figure, path)
 

@@ -47,7 +47,7 @@ def extract(output: Output, /, source: str, out: Path, overwrite: bool, **option
     from abl_hub.cli.show import show_direction
     from abl_hub.stages.crew import gathered
     from abl_hub.stages.extract import extract as run
-    from abl_hub.stages.output import claim, partial_folder, publish_whole
+    from abl_hub.stages.output import making
 
     command = command_line()
     runtime = runtime_of(output, options)
@@ -55,10 +55,10 @@ def extract(output: Output, /, source: str, out: Path, overwrite: bool, **option
     with gathered(recipe, runtime) as mine:
         if mine is None:
             return
-        claim(out, overwrite=overwrite)
-        partial, _ = partial_folder(out, recipe)
-        record = run(recipe, partial, mine, command=command)
-    publish_whole(partial, out)
+        with making(out, overwrite=overwrite) as place:
+            place.start_over()
+            record = run(recipe, place.folder, mine, command=command)
+            place.publish()
     show_direction(output, record, out)
 
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from abl_hub.evaluation.harness import check_tasks
 from abl_hub.report.recipe import Recipe
-from abl_hub.report.record import Record, load_record
+from abl_hub.report.record import Record
 from abl_hub.stages.analyse import analyse
 from abl_hub.stages.apply import apply
 from abl_hub.stages.card import write_cards
 from abl_hub.stages.evaluate import evaluate
 from abl_hub.stages.extract import extract
-from abl_hub.stages.output import claim, partial_folder, publish_whole
+from abl_hub.stages.inputs import changed_since
+from abl_hub.stages.output import Making, making
 from abl_hub.stages.runtime import Runtime
 from abl_hub.stages.test_sets import named
 
@@ -34,7 +35,7 @@ def convert(
     Args:
         recipe: what to make.
         out: appears whole or not at all; until then `OUT.partial` holds what is done, and the same
-            call goes on from there.
+            call goes on from there, if model and prompts have not changed.
         runtime: where and how; the defaults suit a CPU.
         command: the command line, for the record.
         overwrite: replace an earlier output.
@@ -47,25 +48,37 @@ def convert(
         AblHubError: one of its kinds; see `abl_hub.errors`.
     """
     runtime = runtime or Runtime()
-    claim(out, overwrite=overwrite)
     for one in recipe.test_sets:
         named(one)
     if recipe.tasks is not None:
         check_tasks(recipe.tasks)  # hours before they are asked
-    partial, resumed = partial_folder(out, recipe)
-    if resumed:
-        runtime.progress.note(f"Going on with {partial}")
-        record = load_record(partial)
-    else:
-        record = extract(recipe, partial, runtime, command=command)
-    if record.agreement is None:
-        record = apply(partial, runtime, merged=not stream)
-    if record.evaluation is None:
-        record = evaluate(
-            partial, runtime, references=references, keep_completions=keep_completions
-        )
-    if record.analysis is None:
-        record = analyse(partial, runtime)
-    write_cards(partial)
-    publish_whole(partial, out)
+    with making(out, overwrite=overwrite) as place:
+        partial = place.folder
+        record = _resumed(place, recipe, runtime)
+        if record is None:
+            place.start_over()
+            record = extract(recipe, partial, runtime, command=command)
+        if record.agreement is None:
+            record = apply(partial, runtime, merged=not stream)
+        if record.evaluation is None:
+            record = evaluate(
+                partial, runtime, references=references, keep_completions=keep_completions
+            )
+        if record.analysis is None:
+            record = analyse(partial, runtime)
+        write_cards(partial)
+        place.publish()
+    return record
+
+
+def _resumed(place: Making, recipe: Recipe, runtime: Runtime) -> Record | None:
+    """What an interrupted run got to, if model and prompts are still what it began with."""
+    record = place.resumed(recipe)
+    if record is None:
+        return None
+    changed = changed_since(record, runtime)
+    if changed is not None:
+        runtime.progress.note(f"{changed} since {place.folder} was begun: starting over")
+        return None
+    runtime.progress.note(f"Going on with {place.folder}")
     return record

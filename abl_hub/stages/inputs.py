@@ -78,9 +78,10 @@ def recorded_source(record: Record, runtime: Runtime, *, weights: bool = True) -
         SourceError: its weights are no longer those of the record.
     """
     source = fetch_source(record.recipe, runtime, commit=record.source.commit, weights=weights)
-    if weights_digest(source) != record.source.digest:
+    changed = _changed_source(source, record)
+    if changed is not None:
         raise SourceError(
-            f"{record.source.name} has changed since the direction was extracted",
+            f"{changed} since the direction was extracted",
             next_step="Run `abl-hub extract` again",
         )
     return source
@@ -92,22 +93,47 @@ def recorded_prompts(record: Record, runtime: Runtime) -> Prompts:
     Raises:
         ContrastError: they are no longer those of the record.
     """
-    prompts = fetch_prompts(
+    prompts = _prompts_of(record, runtime)
+    changed = _changed_prompts(prompts, record)
+    if changed is not None:
+        raise ContrastError(
+            f"{changed} since the direction was extracted",
+            next_step="Run `abl-hub extract` again",
+        )
+    return prompts
+
+
+def changed_since(record: Record, runtime: Runtime) -> str | None:
+    """What of model and prompts is no longer that of `record`, as a clause; None: nothing."""
+    recipe, commit = record.recipe, record.source.commit
+    source = fetch_source(recipe, runtime, commit=commit, weights=False)
+    changed = _changed_source(source, record)
+    return changed or _changed_prompts(_prompts_of(record, runtime), record)
+
+
+def _changed_source(source: Source, record: Record) -> str | None:
+    if weights_digest(source) == record.source.digest:
+        return None
+    return f"{record.source.name} has changed"
+
+
+def _prompts_of(record: Record, runtime: Runtime) -> Prompts:
+    return fetch_prompts(
         record.recipe,
         runtime,
         positive=_pinned(record.positive),
         negative=_pinned(record.negative),
     )
+
+
+def _changed_prompts(prompts: Prompts, record: Record) -> str | None:
     for name, side, held in (
         ("positive", prompts.contrast.positive, record.positive),
         ("negative", prompts.contrast.negative, record.negative),
     ):
         if side.digests() != dict(held.splits):
-            raise ContrastError(
-                f"The {name} prompts have changed since the direction was extracted",
-                next_step="Run `abl-hub extract` again",
-            )
-    return prompts
+            return f"The {name} prompts have changed"
+    return None
 
 
 def few_prompts(prompts: Prompts) -> tuple[str, ...]:

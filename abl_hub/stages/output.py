@@ -1,26 +1,128 @@
-"""Where outputs are made: in a partial sibling folder that becomes the output when it is whole."""
+"""Where outputs are made: in a partial sibling folder that becomes the output when it is whole.
+
+One process makes an output at a time, and what abl-hub did not make is never removed.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from abl_hub.errors import OutputError, SourceError
 from abl_hub.report.recipe import Recipe
-from abl_hub.report.record import RECORD, load_record
+from abl_hub.report.record import RECORD, Record, load_record
+
+MARKER = ".abl-hub-partial"
+"""Lies in a partial folder, and says that abl-hub made it and may remove it."""
 
 
-def claim(out: Path, *, overwrite: bool) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Making:
+    """An output in the making: `folder` is filled, and becomes `out` when it is whole."""
+
+    folder: Path
+    out: Path
+    overwrite: bool
+
+    def resumed(self, recipe: Recipe) -> Record | None:
+        """What an interrupted run of this recipe got to; None where there was none."""
+        try:
+            record = load_record(self.folder)
+        except SourceError:  # none, or unreadable: as good as another recipe's
+            return None
+        return record if record.recipe == recipe else None
+
+    def start_over(self) -> None:
+        """Remove what an earlier run left."""
+        for path in self.folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != MARKER:
+                path.unlink()
+
+    def publish(self) -> None:
+        """Let the whole folder become `out`; an old output goes once the new one is there.
+
+        Raises:
+            OutputError: something has appeared there meanwhile.
+        """
+        check_free(self.out, overwrite=self.overwrite)
+        home = self.out.resolve()
+        old = None
+        try:
+            if self.overwrite and home.exists():
+                # A fresh name: OUT.old may be somebody's.
+                old = Path(tempfile.mkdtemp(prefix=f"{home.name}.old-", dir=home.parent))
+                home.rename(old)
+            self.folder.rename(home)
+        except OSError as error:
+            if old is not None and not home.exists():
+                old.rename(home)
+            raise OutputError(
+                f"{self.out} cannot be written",
+                why=str(error.strerror),
+                next_step=f"What was made is in {self.folder}",
+            ) from error
+        (home / MARKER).unlink()
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def making(out: Path, *, overwrite: bool) -> Iterator[Making]:
+    """Hold the partial folder of `out`, with what an interrupted run left in it.
+
+    It stays when the caller fails, if it holds a record to go on from.
+
+    Raises:
+        OutputError: `out` may not become the output, another process is making it, or the partial
+            folder is somebody else's or cannot be written to.
+    """
+    check_free(out, overwrite=overwrite)
+    home = out.resolve()
+    folder = home.with_name(home.name + ".partial")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = _hold(folder, out)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be made", why=str(error.strerror)) from error
+    try:
+        marker = folder / MARKER
+        if any(folder.iterdir()) and not marker.is_file():
+            raise OutputError(
+                f"{folder} was not made by abl-hub",
+                why=f"{out} would be made there",
+                next_step="Move it away, or give another -o",
+            )
+        marker.touch()
+        try:
+            yield Making(folder=folder, out=out, overwrite=overwrite)
+        finally:
+            if marker.is_file() and not (folder / RECORD).is_file():
+                shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(held)
+
+
+def check_free(out: Path, *, overwrite: bool) -> None:
     """Check that `out` may become the output.
 
     Raises:
-        OutputError: something is there already, or its parent cannot be written to.
+        OutputError: something is there already that may not be replaced.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not overwrite:
         raise OutputError(
             f"{out} is not empty", next_step="Give another -o, or --overwrite to replace it"
         )
-    if out.exists() and overwrite and any(out.iterdir()) and not (out / RECORD).is_file():
+    if not (out / RECORD).is_file():
         raise OutputError(
             f"{out} was not made by abl-hub",
             why="--overwrite replaces only an earlier output",
@@ -28,31 +130,26 @@ def claim(out: Path, *, overwrite: bool) -> None:
         )
 
 
-def partial_folder(out: Path, recipe: Recipe) -> tuple[Path, bool]:
-    """The folder in which `out` is being made, and whether it holds a run to be resumed.
+def _hold(folder: Path, out: Path) -> int:
+    """An advisory lock on the folder, held until the descriptor is closed.
 
-    A partial run of another recipe is discarded.
+    Raises:
+        OutputError: another process holds it.
+        OSError: the folder cannot be opened, or its file system has no locks.
     """
-    partial = out.with_name(out.name + ".partial")
-    if (partial / RECORD).is_file():
-        try:
-            if load_record(partial).recipe == recipe:
-                return partial, True
-        except SourceError:
-            pass  # unreadable: as good as another recipe's
-    shutil.rmtree(partial, ignore_errors=True)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise OutputError(f"{partial} cannot be made", why=str(error.strerror)) from error
-    return partial, False
-
-
-def publish_whole(partial: Path, out: Path) -> None:
-    """Let the whole partial folder become `out`; an old output goes once the new one is there."""
-    old = out.with_name(out.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    partial.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Its holder may have finished, and renamed it, between our opening and our locking.
+        lost = not folder.exists() or not os.path.samestat(os.fstat(descriptor), folder.stat())
+    except BlockingIOError:
+        lost = True
+    except OSError:
+        os.close(descriptor)
+        raise
+    if lost:
+        os.close(descriptor)
+        raise OutputError(
+            f"Another process is making {out}", next_step="Wait for it, or give another -o"
+        )
+    return descriptor

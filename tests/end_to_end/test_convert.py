@@ -25,6 +25,7 @@ from abl_hub.hub.local import LocalHub
 from abl_hub.model.chat import ChatModel, load_chat_model
 from abl_hub.model.check import residual
 from abl_hub.model.generate import greedy_replies
+from abl_hub.stages.output import MARKER
 from abl_hub.stages.target import Target
 
 
@@ -180,6 +181,7 @@ def test_a_broken_run_goes_on(converted: Converted, tmp_path: Path) -> None:
     """What a run left behind after `extract` is taken up, not made again."""
     partial = tmp_path / "out.partial"
     partial.mkdir()
+    (partial / MARKER).touch()
     for name in ("record.json", "direction.safetensors"):
         shutil.copyfile(converted.out / name, partial / name)
     record = json.loads((partial / "record.json").read_text())
@@ -189,6 +191,7 @@ def test_a_broken_run_goes_on(converted: Converted, tmp_path: Path) -> None:
     resumed = abl_hub.convert(converted.record.recipe, tmp_path / "out")
     assert (tmp_path / "out" / "direction.safetensors").stat().st_ino == before
     assert not partial.exists()
+    assert not (tmp_path / "out" / MARKER).exists()
     assert resumed.edit == converted.record.edit
 
 

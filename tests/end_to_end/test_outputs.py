@@ -1,0 +1,105 @@
+"""Nothing is removed that abl-hub did not make, and one process makes an output at a time."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import abl_hub
+from abl_hub.errors import OutputError
+from abl_hub.report.record import save_record
+from abl_hub.stages.output import MARKER, making
+
+
+def earlier_output(folder: Path) -> Path:
+    """A folder that passes for an earlier output."""
+    folder.mkdir()
+    (folder / "record.json").write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "record.json"])
+def test_a_partial_folder_of_somebody_else_is_left_alone(tmp_path: Path, name: str) -> None:
+    mine = tmp_path / "out.partial" / name
+    mine.parent.mkdir()
+    mine.write_text("precious")
+    with pytest.raises(OutputError, match=r"out\.partial was not made by abl-hub"):
+        making(tmp_path / "out", overwrite=True).__enter__()
+    assert [path.name for path in mine.parent.iterdir()] == [name]
+
+
+def test_out_old_is_somebody_elses(tmp_path: Path) -> None:
+    out = earlier_output(tmp_path / "out")
+    mine = earlier_output(tmp_path / "out.old") / "precious"
+    mine.touch()
+    with making(out, overwrite=True) as place:
+        (place.folder / "new").touch()
+        place.publish()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.old"]
+    assert [path.name for path in out.iterdir()] == ["new"]
+    assert mine.exists()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_appears_meanwhile_is_kept(tmp_path: Path, overwrite: bool) -> None:
+    mine = tmp_path / "out" / "precious"
+    with making(tmp_path / "out", overwrite=overwrite) as place:
+        (place.folder / "record.json").touch()
+        mine.parent.mkdir()
+        mine.touch()
+        with pytest.raises(OutputError):
+            place.publish()
+    assert mine.exists()
+    assert (tmp_path / "out.partial" / "record.json").exists()  # hours of work
+
+
+def test_an_old_output_comes_back_where_the_new_one_cannot_be_put(tmp_path: Path) -> None:
+    out = earlier_output(tmp_path / "out")
+    with making(out, overwrite=True) as place:
+        shutil.rmtree(place.folder)
+        with pytest.raises(OutputError):
+            place.publish()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (out / "record.json").exists()
+
+
+def test_an_output_is_made_once_at_a_time(tmp_path: Path) -> None:
+    """The lock is of the open folder: a second one in this process is like another process."""
+    out = tmp_path / "out"
+    with making(out, overwrite=False) as place:
+        (place.folder / "record.json").touch()
+        with pytest.raises(OutputError, match="Another process is making"):
+            making(out, overwrite=True).__enter__()
+        assert (place.folder / "record.json").exists()
+        place.publish()
+    with making(out, overwrite=True):
+        assert (out / "record.json").exists()
+
+
+def test_a_run_that_got_nowhere_leaves_nothing(tmp_path: Path) -> None:
+    with making(tmp_path / "out", overwrite=False) as place:
+        (place.folder / "half").touch()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_whose_prompts_changed_starts_over(
+    small_recipe: abl_hub.Recipe, small_output: Path, tmp_path: Path
+) -> None:
+    """It could never go on: the stages refuse a record of other prompts."""
+    prompts = tmp_path / "refused.jsonl"
+    shutil.copyfile(small_recipe.positive, prompts)
+    recipe = replace(small_recipe, positive=str(prompts))
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    (partial / MARKER).touch()
+    (partial / "merged").mkdir()
+    shutil.copyfile(small_output / "direction.safetensors", partial / "direction.safetensors")
+    begun = replace(abl_hub.load_record(small_output), recipe=recipe, agreement=None)
+    save_record(begun, partial)
+    prompts.write_text("".join(prompts.read_text().splitlines(keepends=True)[::-1]))
+    record = abl_hub.convert(recipe, tmp_path / "out")
+    assert record.positive.splits != begun.positive.splits
+    assert not partial.exists()

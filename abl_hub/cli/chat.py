@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import sys
 import tempfile
 from collections import deque
@@ -46,7 +47,9 @@ def chat(
     """
     from abl_hub.errors import SourceError
     from abl_hub.stages.compare import compare_folder
+    from abl_hub.stages.runtime import check_device
 
+    check_device(device)
     with tempfile.TemporaryDirectory(prefix="abl-hub-chat-") as scratch:
         folder = compare_folder(target, Path(scratch), runtime_of(output, {}), base=base)
         engine = _engine(folder)
@@ -90,7 +93,7 @@ def _talk(engine: Any, pair: Any, max_new_tokens: int, lines: Iterable[str]) -> 
             system = rest.strip()
             click.echo(f"System prompt: {system or 'none'}")
         elif command == "/strength":
-            strength = _number(rest, strength)
+            strength = _strength(rest, strength)
             click.echo(f"Strength: {strength:g}")
         elif command.startswith("/"):
             click.echo(f"No command {command}. There are {HELP}")
@@ -112,9 +115,13 @@ def _talk(engine: Any, pair: Any, max_new_tokens: int, lines: Iterable[str]) -> 
             after.append({"role": "assistant", "content": new.text})
 
 
-def _number(text: str, otherwise: float) -> float:
+def _strength(text: str, otherwise: float) -> float:
+    """Of the edit; `otherwise` where `text` is none that a reply could be given with."""
     try:
-        return float(text)
+        strength = float(text)
     except ValueError:
-        click.echo(f"{text!r} is no number.")
-        return otherwise
+        strength = math.nan
+    if math.isfinite(strength) and strength >= 0:
+        return strength
+    click.echo(f"{text!r} is no strength.")
+    return otherwise

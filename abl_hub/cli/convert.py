@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,6 +21,9 @@ from abl_hub.cli.options import (
 )
 from abl_hub.cli.output import Output
 from abl_hub.cli.publish import publish_options, target_of
+
+if TYPE_CHECKING:
+    from abl_hub.stages.runtime import Runtime
 
 _HERE = ("job", "job_timeout", "job_package", "out", "cache_dir")
 """Options that mean this machine."""
@@ -93,24 +96,28 @@ def convert(
     if job is not None:
         if not push_:
             raise click.UsageError("--job needs --push: nothing else is kept of it")
-        _run_elsewhere(output, source, job, job_timeout, job_package, options)
-        return
+        _refuse_local(source, options)
+        options["device"] = "cpu"  # the one that was given is the job's
     command = command_line()
     runtime = runtime_of(output, options)
-    target = target_of(options)
+    target = target_of(options, published=push_)
     if stream and not (push_ and "merged" in target.parts):
         raise click.UsageError("--stream needs --push, and a merged model to push")
     if stream and options["induce"]:
         raise click.UsageError("--stream does not go with --induce, which changes one bias")
     recipe = recipe_of(source, options)
-    way = "induced" if recipe.induce else "abliterated"
-    folder = out or Path(f"{Path(source).name}-{way}")
+    folder = out or _beside(source, "induced" if recipe.induce else "abliterated")
+    if folder.name in ("", ".."):
+        folder = folder.resolve()  # what stands there will be replaced as a whole
     if dry_run:
         from abl_hub.stages.plan import plan
 
         show_plan(
             output, plan(recipe, folder, runtime, target=target if push_ else None, stream=stream)
         )
+        return
+    if job is not None:
+        _run_elsewhere(output, job, job_timeout, job_package, runtime)
         return
     with gathered(recipe, runtime) as mine:
         if mine is None:
@@ -134,29 +141,40 @@ def convert(
     show_record(output, load_record(folder), folder, pushed)
 
 
+def _beside(source: str, way: str) -> Path:
+    """Where the output goes if nobody says: here, but never into the model's own folder."""
+    model = Path(source).expanduser()
+    if not model.is_dir():
+        return Path(f"{model.name}-{way}")
+    model = model.resolve()
+    inside = Path.cwd().is_relative_to(model)
+    return (model.parent if inside else Path()) / f"{model.name}-{way}"
+
+
+def _refuse_local(source: str, options: dict[str, Any]) -> None:
+    """What lies on this machine, where a job cannot read it."""
+    from abl_hub.errors import SourceError
+    from abl_hub.hub.prompts import local_files
+
+    files = [Path(one).expanduser() for one in (source, options["tasks_path"]) if one]
+    specs = [options["positive"], options["negative"]]
+    specs += [one.partition(":")[2] for one in options["test_sets"]]
+    files += [file for spec in specs if spec for file in local_files(spec)]
+    for file in files:
+        if file.exists():
+            raise SourceError(
+                f"{file} is on this machine, where a job cannot read it",
+                next_step="Push it to the Hub and give its id",
+            )
+
+
 def _run_elsewhere(
-    output: Output,
-    source: str,
-    flavor: str,
-    timeout: str,
-    package: str | None,
-    options: dict[str, Any],
+    output: Output, flavor: str, timeout: str, package: str | None, runtime: Runtime
 ) -> None:
     """The same command as a job; what it prints is printed here."""
     from abl_hub import __version__
-    from abl_hub.errors import SourceError
     from abl_hub.hub.jobs import follow, submit
 
-    files = [source, options["positive"], options["negative"], options["tasks_path"]]
-    files += [one.partition(":")[2] for one in options["test_sets"]]
-    for name in files:
-        path = (name or "").partition("#")[0]
-        if path and Path(path).exists():
-            raise SourceError(
-                f"{path} is on this machine, where a job cannot read it",
-                next_step="Push it to the Hub and give its id",
-            )
-    runtime = runtime_of(output, options)
     words = shlex.split(command_line(without=_HERE))[1:]
     job = submit(
         words,

@@ -6,6 +6,7 @@ interrupted. A traceback is printed only with --debug.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import os
@@ -13,6 +14,8 @@ import sys
 import tempfile
 import tomllib
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ import click
 
 from abl_hub import __version__
 from abl_hub.cli.output import Format, Output
-from abl_hub.errors import AblHubError
+from abl_hub.errors import AblHubError, OutputError
 
 _TOGETHER = ("convert", "extract")
 _COMMANDS = {
@@ -38,6 +41,7 @@ _COMMANDS = {
     "trace": "abl_hub.cli.inspect",
     "demo": "abl_hub.cli.demo",
 }
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
 class Commands(click.Group):
@@ -54,7 +58,8 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _disk_told():
+                return super().invoke(ctx)
         except AblHubError as error:
             if ctx.meta.get("debug"):
                 traceback.print_exc()
@@ -134,6 +139,21 @@ def abl_hub(
         ctx.default_map = _defaults(ctx, config)
 
 
+@contextmanager
+def _disk_told() -> Iterator[None]:
+    """A disk that is full, or not ours to write to, is no bug: it may be met at any file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        raise OutputError(
+            f"{error.filename or 'A file'} cannot be read or written",
+            why=error.strerror or "",
+            next_step="Make room or give permission, and run the same command again",
+        ) from error
+
+
 def _quiet_libraries(verbose: bool) -> None:
     """Progress bars of the libraries below would garble ours."""
     if not verbose:
@@ -150,15 +170,28 @@ def _defaults(ctx: click.Context, path: Path) -> dict[str, Any]:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise click.UsageError(f"{path}: {error}") from error
+    defaults = {}
     for name, options in content.items():
         command = ctx.command.get_command(ctx, name) if isinstance(ctx.command, Commands) else None
         if command is None or not isinstance(options, dict):
             raise click.UsageError(f"{path}: no command {name!r}")
-        known = {parameter.name for parameter in command.params}
-        for key in options:
-            if key.replace("-", "_") not in known:
-                raise click.UsageError(f"{path}: {name} has no option {key!r}")
-    return {
-        name: {key.replace("-", "_"): value for key, value in options.items()}
-        for name, options in content.items()
-    }
+        defaults[name] = dict(
+            _default(command, key, value, f"{path}: {name}") for key, value in options.items()
+        )
+    return defaults
+
+
+def _default(command: click.Command, key: str, value: Any, where: str) -> tuple[str, Any]:
+    """Click's own name and value of an option that is written as on the command line."""
+    name, flag = key.replace("-", "_"), "--" + key.replace("_", "-")
+    for option in command.params:
+        if option.name is None or (flag not in option.opts and name != option.name):
+            continue
+        if isinstance(option, click.Option) and option.is_flag:
+            if not isinstance(value, bool):
+                raise click.UsageError(f"{where}: {key} is true or false, not {value!r}")
+            inverse = option.flag_value is False and name != option.name  # `no-untie`
+            return option.name, value is not inverse
+        several = isinstance(option, click.Option) and option.multiple
+        return option.name, [value] if several and isinstance(value, str) else value
+    raise click.UsageError(f"{where} has no option {key!r}")

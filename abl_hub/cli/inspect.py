@@ -36,6 +36,7 @@ def trace(
         token=runtime.token,
         endpoint=runtime.endpoint,
         cache_dir=runtime.cache_dir,
+        trust_remote_code=trust_remote_code,
     )
     found = trace_writers(meta_model(plan.config_folder, trust_remote_code=trust_remote_code))
     output.line(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from abl_hub.cli.output import Output
+from abl_hub.cli.values import SEED, FiniteRange, Text
 
 if TYPE_CHECKING:
     from abl_hub.evaluation.harness import Tasks
@@ -70,7 +71,11 @@ recipe_options = _all(
     click.option("--validation", type=click.IntRange(1), help="Prompts a side to select on."),
     click.option("--test", type=click.IntRange(1), help="Prompts a side to evaluate on."),
     click.option(
-        "--behaviour", default="refusal", show_default=True, help="Name of what is removed."
+        "--behaviour",
+        type=Text(),
+        default="refusal",
+        show_default=True,
+        help="Name of what is removed.",
     ),
     click.option(
         "--method",
@@ -89,7 +94,7 @@ recipe_options = _all(
     ),
     click.option(
         "--strength",
-        type=float,
+        type=FiniteRange(),
         default=1.0,
         show_default=True,
         help="1 removes the direction, 0 leaves it, 2 reflects it.",
@@ -144,7 +149,7 @@ recipe_options = _all(
         help="Put behind every prompt, as in '<think></think>'; what follows is judged.  "
         "[default: what all replies begin with]",
     ),
-    click.option("--seed", type=int, default=0, show_default=True, help="Of splits and control."),
+    click.option("--seed", type=SEED, default=0, show_default=True, help="Of splits and control."),
     click.option(
         "--dtype",
         type=click.Choice(["float32", "bfloat16", "float16"]),
@@ -180,6 +185,7 @@ recipe_options = _all(
     click.option(
         "--marker",
         "markers",
+        type=Text(),
         multiple=True,
         help="An opening that shows the behaviour; may be repeated.  [default: refusal phrases]",
     ),
@@ -246,9 +252,8 @@ runtime_options = _all(
     ),
     click.option(
         "--memory",
-        type=click.FloatRange(0),
+        type=FiniteRange(0),
         metavar="GB",
-        callback=lambda _ctx, _param, value: None if value is None else int(value * 1e9),
         help="What a loaded model may take; a larger one is edited and checked on its files alone. "
         " [default: what is free]",
     ),
@@ -317,6 +322,8 @@ def runtime_of(output: Output, options: dict[str, Any]) -> Runtime:
     names = ("device", "rows", "memory", "cache_dir", "token")
     if options.get("device") == "cuda" and "LOCAL_RANK" in os.environ:
         options["device"] = f"cuda:{os.environ['LOCAL_RANK']}"  # a process each, a GPU each
+    if options.get("memory") is not None:
+        options["memory"] = int(options["memory"] * 1e9)
     return Runtime(
         **{name: options.pop(name) for name in names if name in options},
         endpoint=os.environ.get("HF_ENDPOINT"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from abl_hub.cli.options import hub_options, runtime_of
 from abl_hub.cli.output import Output
@@ -56,10 +57,18 @@ def publish_options(function: Any) -> Any:
     return function
 
 
-def target_of(options: dict[str, Any]) -> Target:
-    """Where to publish; takes the options of `publish_options` out."""
+def target_of(options: dict[str, Any], *, published: bool = True) -> Target:
+    """Where to publish; takes the options of `publish_options` out.
+
+    Args:
+        published: False where nothing is, so that none of them may be given.
+    """
     from abl_hub.stages.target import Target
 
+    for field in fields(Target):
+        source = click.get_current_context().get_parameter_source(field.name)
+        if not published and source is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{field.name.replace('_', '-')} needs --push")
     target = Target(**{field.name: options.pop(field.name) for field in fields(Target)})
     if target.gate_prompt is not None and target.gated is None:
         raise click.UsageError("--gate-prompt needs --gated auto or --gated manual")

@@ -133,6 +133,17 @@ def load_prompts(
         return _prompt_set(table, match["column"], match["where"])
 
 
+def local_files(spec: str) -> tuple[Path, ...]:
+    """The files of `spec`, there or not; the Hub's data sets are left out."""
+    parts = (part for part in NAMED_SETS.get(spec, spec).split(_AND))
+    files = ((part, Path(part.partition("#")[0]).expanduser()) for part in parts)
+    return tuple(
+        file
+        for part, file in files
+        if file.is_file() or file.suffix in _DATA_SUFFIXES or not _HUB_SPEC.fullmatch(part)
+    )
+
+
 def _prompt_set(table: _Table, column: str | None, where: str | None = None) -> PromptSet:
     chosen = _column(table, column)
     kept = _rows(table, where)

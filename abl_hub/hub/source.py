@@ -182,7 +182,7 @@ def _local_folder(source: str, revision: str | None) -> Path | None:
         SourceError: neither, or a folder with a revision.
     """
     folder = Path(source).expanduser()
-    if folder.is_dir():
+    if source.strip() and folder.is_dir():
         if revision is not None:
             raise SourceError(
                 f"{source} is a local folder",
@@ -190,11 +190,11 @@ def _local_folder(source: str, revision: str | None) -> Path | None:
                 next_step="Drop --revision",
             )
         return folder.resolve()
-    if _HUB_ID.fullmatch(source):
+    if _HUB_ID.fullmatch(source) and not folder.exists():
         return None
     raise SourceError(
-        f"There is no folder {source}",
-        why="it is a file" if folder.exists() else "",
+        f"There is no folder {source or repr(source)}",
+        why="it is a file" if folder.is_file() else "",
         next_step="Give a folder with a model, or a Hub id like org/model",
     )
 

@@ -21,7 +21,7 @@ from abl_hub.stages.test_sets import named
 
 def convert(
     recipe: Recipe,
-    out: Path,
+    out: Path | str,
     runtime: Runtime | None = None,
     *,
     command: str = "",
@@ -47,7 +47,7 @@ def convert(
     Raises:
         AblHubError: one of its kinds; see `abl_hub.errors`.
     """
-    runtime = runtime or Runtime()
+    runtime, out = runtime or Runtime(), Path(out)
     for one in recipe.test_sets:
         named(one)
     if recipe.tasks is not None:

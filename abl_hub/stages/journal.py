@@ -26,7 +26,8 @@ def streaming_folder(out: Path) -> Iterator[Path]:
     Raises:
         OutputError: something else lies there, or it cannot be made.
     """
-    folder = out.with_name(f"{out.name}.streaming")
+    home = out.resolve()  # "." has no name
+    folder = home.with_name(f"{home.name}.streaming")
     if folder.exists() and not (folder / _JOURNAL).is_file() and not _is_empty(folder):
         raise OutputError(
             f"{folder} was not made by a streamed push", next_step="Remove it, or move it away"

@@ -65,6 +65,7 @@ def plan(
         token=runtime.token,
         endpoint=runtime.endpoint,
         cache_dir=runtime.cache_dir,
+        trust_remote_code=recipe.trust_remote_code,
     )
     blueprint = meta_model(source.config_folder, trust_remote_code=recipe.trust_remote_code)
     trace = trace_writers(blueprint)

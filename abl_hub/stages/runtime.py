@@ -29,6 +29,9 @@ class Runtime:
         progress: where progress is shown.
         crew: the processes that read activations together.
         called: told when the others are needed (`abl_hub.stages.crew`).
+
+    Raises:
+        SourceError: there is no such device here.
     """
 
     device: str = "cpu"
@@ -40,6 +43,26 @@ class Runtime:
     progress: Progress = SILENT
     crew: Crew = ALONE
     called: Callable[[], None] = field(default=lambda: None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.device != "auto":
+            check_device(self.device)
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that no model can be put on.
+
+    Raises:
+        SourceError: torch does not know it, it is not there, or it holds no numbers.
+    """
+    try:
+        torch.empty(1, device=name).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise SourceError(
+            f"There is no device {name!r} here",
+            why=str(error).partition("\n")[0].partition(". ")[0],
+            next_step="Give cpu, or one of this machine's, as cuda:0",
+        ) from error
 
 
 def dtype_named(name: str | None) -> torch.dtype | None:

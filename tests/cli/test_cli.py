@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from abl_hub import __version__
+from abl_hub.cli.convert import convert
 from abl_hub.cli.group import _COMMANDS, abl_hub
 
 
@@ -48,6 +51,79 @@ def test_an_unknown_key_in_the_config_is_an_error(tmp_path: Path) -> None:
     result = CliRunner().invoke(abl_hub, ["--config", str(config), "convert", "x"])
     assert result.exit_code == 2
     assert "no option 'sede'" in result.output
+
+
+def test_the_config_is_written_like_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "abl.toml"
+    config.write_text(
+        "[convert]\npush = true\nno-untie = true\nmethod = ['pca', 'som']\ntest-set = 'xstest'\n"
+        "layers = '2-3'\ntrust-remote-code = false\nkeep_completions = true\n"
+        "writers = '*.o_proj*'\n"
+    )
+    words = ["--config", str(config), "convert", "x"]
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(convert, "callback", lambda *_, **options: given.update(options))
+    result = CliRunner().invoke(abl_hub, words)
+    assert result.exit_code == 0, result.output
+    assert (given["push_"], given["untie"], given["keep_completions"]) == (True, False, True)
+    assert (given["methods"], given["test_sets"]) == (("pca", "som"), ("xstest",))
+    assert (given["layers"], given["writers"]) == ((2, 3), ("*.o_proj*",))
+    assert given["trust_remote_code"] is False
+    config.write_text("[convert]\npush = 'yes'\n")
+    assert "push is true or false" in CliRunner().invoke(abl_hub, words).output
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--memory", "nan"], "no finite number"),
+        (["--strength", "inf"], "no finite number"),
+        (["--strength", "nan"], "no finite number"),
+        (["--seed", str(2**64)], "is not in the range"),
+        (["--marker", " "], "it is empty"),
+        (["--behaviour", ""], "it is empty"),
+        (["--public"], "--public needs --push"),
+        (["--only", "delta"], "--only needs --push"),
+        (["--collection", "mine"], "--collection needs --push"),
+    ],
+)
+def test_values_that_mean_nothing_are_wrong_usage(words: list[str], said: str) -> None:
+    result = CliRunner().invoke(abl_hub, ["convert", "x", *words])
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+@pytest.mark.parametrize("device", ["foo", "meta", "cuda:99", ""])
+@pytest.mark.parametrize("command", ["convert", "chat"])
+def test_a_device_that_is_not_here(device: str, command: str) -> None:
+    result = CliRunner().invoke(abl_hub, [command, "x", "--device", device])
+    assert result.exit_code == 1
+    assert f"There is no device {device!r} here" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_full_disk_is_no_bug(tmp_path: Path, small_output: Path) -> None:
+    """Every write to Linux's /dev/full fails as on a full disk."""
+    out = shutil.copytree(small_output, tmp_path / "out")
+    (out / "report").mkdir()
+    (out / "report" / "report.html").symlink_to("/dev/full")
+    result = CliRunner().invoke(abl_hub, ["report", str(out)])
+    assert result.exit_code == 1
+    assert "No space left on device" in result.stderr
+    assert "a bug" not in result.stderr
+
+
+def test_a_file_or_nothing_is_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    for name in ("one.txt", "model/config.json"):
+        (tmp_path / name).write_text("{}")
+        result = CliRunner().invoke(abl_hub, ["trace", name])
+        assert result.exit_code == 1
+        assert f"There is no folder {name}: it is a file." in result.stderr
+    assert "There is no folder ''." in CliRunner().invoke(abl_hub, ["trace", ""]).stderr
 
 
 def test_a_refusal_is_one_line_on_stderr(tmp_path: Path) -> None:

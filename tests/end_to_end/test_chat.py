@@ -27,7 +27,18 @@ def test_two_answers_a_line(demo: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(command, [str(word) for word in words])
     assert result.exit_code == 0, result.output
     said = "\n".join(
-        [REFUSED, "/reset", "/strength 0", REFUSED, "/strength much", "/dance", "/quit", "never"]
+        [
+            REFUSED,
+            "/reset",
+            "/strength 0",
+            REFUSED,
+            "/strength much",
+            "/strength -5",
+            "/strength nan",
+            "/dance",
+            "/quit",
+            "never",
+        ]
     )
     result = CliRunner().invoke(command, ["chat", str(out), "--base", str(demo)], input=said)
     assert result.exit_code == 0, result.output
@@ -37,7 +48,11 @@ def test_two_answers_a_line(demo: Path, tmp_path: Path) -> None:
     assert lines[2:4] == ["Forgotten.", "Strength: 0"]
     assert lines[4:6] == [f"base    {refusal.text}", f"edited  {refusal.text}"]
     assert lines[6:] == [
-        "'much' is no number.",
+        "'much' is no strength.",
+        "Strength: 0",
+        "'-5' is no strength.",
+        "Strength: 0",
+        "'nan' is no strength.",
         "Strength: 0",
         "No command /dance. There are /strength N, /system TEXT, /reset, /quit",
     ]

@@ -100,7 +100,7 @@ def test_a_job_that_fails_says_so(hub: LocalHub) -> None:
 
 
 def test_what_a_job_cannot_do_is_refused_before_it_starts(
-    hub: LocalHub, demo: Path, tmp_path: Path
+    hub: LocalHub, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = run("convert", "demo/chat", "--job", "cpu-basic")
     assert result.exit_code == 2
@@ -110,7 +110,23 @@ def test_what_a_job_cannot_do_is_refused_before_it_starts(
     assert "is on this machine" in result.output
     own = tmp_path / "own.txt"
     own.write_text("one\ntwo\n")
-    for words in (["--positive", own], ["--test-set", f"refusal:{own}"]):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for words in (
+        ["--positive", own],
+        ["--test-set", f"refusal:{own}"],
+        ["--negative", "~/own.txt"],
+        ["--negative", f"demo/answered + {own}#text"],
+    ):
         result = run("convert", "demo/chat", "--job", "cpu-basic", "--push", *words)
         assert "own.txt is on this machine" in result.output
+    result = run("convert", "demo/chat", "--job", "cpu-basic", "--push", "--gate-prompt", "hi")
+    assert "--gate-prompt needs --gated" in result.output
+    assert not [r for r in hub.requests if "/api/jobs/" in r.path]
+
+
+def test_a_dry_run_starts_no_job(hub: LocalHub) -> None:
+    words = ["--job", "cpu-basic", "--push", "--device", "cuda", "--memory", 3, "--dry-run"]
+    result = run("convert", "demo/chat", *words)
+    assert result.exit_code == 0, result.output
+    assert "push merged" in result.output
     assert not [r for r in hub.requests if "/api/jobs/" in r.path]

@@ -1,17 +1,43 @@
-"""The survey in its short form: one family for each mechanism, all three forms written and run."""
+"""The survey in its short form: one family for each mechanism, all three forms written and run.
+
+And what its page says is what the survey calls so: exact only where every form is one edit.
+"""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks.survey import Line, survey
+from benchmarks import survey
+
+_PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
+
+
+def _rows() -> list[dict[str, str]]:
+    rows = []
+    for line in _PAGE.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| family"):
+            columns = cells
+        elif line.startswith("| "):
+            rows.append(dict(zip(columns, cells, strict=True)))
+    return rows
+
+
+def _only(pattern: str, text: str) -> str:
+    (found,) = re.findall(pattern, text)
+    return str(found)
 
 
 @cache
-def surveyed(family: str) -> Line:
-    return survey(family, wrapper=False)
+def surveyed(family: str) -> survey.Line:
+    return survey.survey(family, wrapper=False)
 
 
 _EXACT = (
@@ -62,7 +88,7 @@ def test_an_added_constant_arrives_as_it_is_or_is_refused(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["llava", "gemma3"])
 def test_the_language_path_of_a_wrapper_too(family: str) -> None:
-    line = survey(family, wrapper=True)
+    line = survey.survey(family, wrapper=True)
     assert line.outcome.startswith("exact")
     assert float(line.merged) <= 1e-4
     assert float(line.delta) <= 1e-4
@@ -73,6 +99,47 @@ def test_the_language_path_of_a_wrapper_too(family: str) -> None:
     [("openai-gpt", "under two directions"), ("xglm", "by the numeric check")],
 )
 def test_a_refusal_has_its_reason(family: str, reason: str) -> None:
-    outcome = survey(family, wrapper=False).outcome
+    outcome = survey.survey(family, wrapper=False).outcome
     assert outcome.startswith("refused")
     assert reason in outcome
+
+
+@pytest.mark.parametrize("wrong", ["merged", "delta"])
+@pytest.mark.parametrize("error", [1e-2, float("nan")])
+def test_a_form_that_differs_is_not_exact(
+    wrong: str, error: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stream is clean in all of these: weights beside the writers were lost."""
+    real = getattr(survey, f"_{wrong}")
+
+    def differing(*args: object) -> survey.Form:
+        form = real(*args)
+        return replace(form, logits=form.logits + torch.tensor(error))
+
+    monkeypatch.setattr(survey, f"_{wrong}", differing)
+    assert survey.survey("llama", wrapper=False).outcome.startswith("not exact: the ")
+
+
+def test_the_page_says_of_its_rows_what_they_say() -> None:
+    rows = _rows()
+    kinds = Counter(re.split(r"[,:]", row["outcome"])[0] for row in rows)
+    text = _PAGE.read_text(encoding="utf-8")
+    causal, wrappers, refused, wrong = (
+        int(_only(rf"(\d+) {words}", text))
+        for words in ("causal language models and", "multimodal", "are refused", "are traced")
+    )
+    assert causal + wrappers == kinds["exact"] + kinds["exact null"]
+    assert refused == kinds["refused"]
+    assert wrong == kinds["not exact"]
+    assert set(kinds) <= {"exact", "exact null", "refused", "not exact"}
+    for row in rows:
+        if row["outcome"].startswith("exact"):
+            assert float(row["before"]) > 0.05
+            assert float(row["after"]) <= 1e-5
+            assert float(row["merged"]) <= survey.AGREES
+            assert row["addition"].startswith("none") or (
+                float(row["addition"].split()[0]) <= survey.AGREES
+            )
+            assert row["delta"].startswith("leaves out") or float(row["delta"]) <= survey.AGREES
+        else:
+            assert len(row["outcome"].partition(": ")[2]) > 10

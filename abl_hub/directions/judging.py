@@ -20,6 +20,7 @@ import torch
 from abl_hub.directions.proposal import Proposal
 from abl_hub.model.batches import by_length, right_padded
 from abl_hub.model.chat import ChatModel
+from abl_hub.model.divergence import divergence
 from abl_hub.model.packed import by_prefix, packed
 from abl_hub.model.prefix import exact, last_logits, shared_prefix
 from abl_hub.model.restart import RestartedPass
@@ -182,7 +183,7 @@ class Jury:
             for batch in _round(self.negative, number):
                 before = batch.base[0].cpu().double().log_softmax(-1)
                 after = last_logits(self.chat, batch, self.prefix).cpu().double().log_softmax(-1)
-                found += (before.exp() * (before - after)).sum(-1).tolist()
+                found += divergence(before, after).tolist()
         return found
 
     def bypass(self, proposal: Proposal, number: int) -> list[float]:
@@ -250,10 +251,11 @@ def _play(jury: Jury, field_: Sequence[Scores], number: int, thresholds: Thresho
         _catch_up(jury, scores, "bypass", number)
         if not scores.finite:
             scores.out = MISSED
+    order = iter(sorted(_inside(field_), key=lambda scores: mean(scores.bypass)))
     leader = next(
         (
             scores
-            for scores in sorted(_inside(field_), key=lambda scores: mean(scores.bypass))
+            for scores in order
             if _within_kl(jury, scores, number, thresholds) and thresholds.met_by(scores)
         ),
         None,
@@ -261,10 +263,10 @@ def _play(jury: Jury, field_: Sequence[Scores], number: int, thresholds: Thresho
     if leader is None:
         return
     total = jury.before("bypass", jury.rounds)
-    for scores in _inside(field_):
-        paired = zip(scores.bypass, leader.bypass, strict=False)
-        apart = [one - other for one, other in paired]
-        if scores is not leader and mean(apart) - _half(apart, total) > 0:
+    for scores in order:
+        apart = [one - other for one, other in zip(scores.bypass, leader.bypass, strict=False)]
+        # In the end who is behind the leader is beaten, those who are level with it too.
+        if len(apart) == total or mean(apart) - _half(apart, total) > 0:
             scores.out, scores.beaten_by = BEATEN, leader
 
 

@@ -35,6 +35,7 @@ from abl_hub.directions.means import Means
 from abl_hub.directions.proposal import Proposal
 from abl_hub.errors import ContrastError
 from abl_hub.model.chat import ChatModel
+from abl_hub.model.divergence import bounded
 from abl_hub.model.packed import packs
 from abl_hub.progress import SILENT, Progress
 
@@ -47,6 +48,7 @@ MAX_DEPTH = 0.8
 DEEPER = (0.65, 0.85)
 _FAR_LIKELIER = 0.02
 _FEWEST = 4
+_CERTAIN = 100.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,9 +141,15 @@ def behaviour_tokens(means: Means) -> tuple[int, ...]:
 
 
 def log_odds(log_probs: torch.Tensor, tokens: tuple[int, ...]) -> torch.Tensor:
-    """Log-odds that a reply opens with one of `tokens`: (prompts, vocabulary) → (prompts,)."""
-    share = log_probs.double().exp()[:, list(tokens)].sum(-1)
-    return (share + 1e-8).log() - (1 - share + 1e-8).log()
+    """Log-odds that a reply opens with one of `tokens`: (prompts, vocabulary) → (prompts,).
+
+    float64, within ±100. Both shares are summed: one minus a share near 1 is rounding.
+    """
+    exact = bounded(log_probs.double())
+    shown = torch.zeros(exact.shape[-1], dtype=torch.bool, device=exact.device)
+    shown[list(tokens)] = True
+    odds = exact[:, shown].logsumexp(-1) - exact[:, ~shown].logsumexp(-1)
+    return odds.clamp(-_CERTAIN, _CERTAIN)
 
 
 def validate(

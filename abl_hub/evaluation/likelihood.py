@@ -15,6 +15,7 @@ import torch
 from abl_hub.evaluation.intervals import Estimate, mean
 from abl_hub.evaluation.subject import Subject
 from abl_hub.model.batches import by_length
+from abl_hub.model.divergence import divergence
 from abl_hub.model.generate import Continuation, Reply, continuations, log_probs
 
 _NEUTRAL = Path(__file__).with_name("neutral.txt")
@@ -44,9 +45,8 @@ def kl_over_replies(
             before = {index: table.cpu() for index, table in log_probs(base.chat, part, rows=rows)}
         with edited.active():
             for index, after in log_probs(edited.chat, part, rows=rows):
-                reference = before[index].double()
-                divergence = (reference.exp() * (reference - after.cpu().double())).sum(-1)
-                values.append(float(divergence.mean().clamp_min(0.0)))
+                apart = divergence(before[index].double(), after.cpu().double())
+                values.append(float(apart.mean().clamp_min(0.0)))
     return mean(values)
 
 

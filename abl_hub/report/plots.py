@@ -28,11 +28,19 @@ _SCORES = {
 
 
 def candidates_plot(record: Record, path: Path) -> None:
-    """Bypass and induce scores and KL of every candidate, by layer; the chosen one is marked.
+    """Bypass and induce scores and KL of every candidate, by layer.
 
-    What no candidate was judged by, as of a direction that is to be added, is left out.
+    The layer of the recorded direction is marked, and its scores are ringed where it has any: with
+    fitted strengths a deeper one may be taken, which was no candidate. What no candidate was judged
+    by, as of a direction that is to be added, is left out.
     """
-    candidates = record.selection.candidates[record.direction.method]
+    taken = record.direction
+    candidates = record.selection.candidates[taken.method]
+    ringed = [
+        one
+        for one in candidates
+        if (one.layer, one.position, one.rank) == (taken.layer, taken.position, taken.rank)
+    ]
     scores = {
         field: title
         for field, title in _SCORES.items()
@@ -54,10 +62,10 @@ def candidates_plot(record: Record, path: Path) -> None:
                 color=shade,
                 label=f"position {position}",
             )
-        chosen = record.selection.chosen
+        panel.axvline(taken.layer, color=_COLOURS["edited"], linewidth=0.8)
         panel.plot(
-            [chosen.layer],
-            [_number(getattr(chosen, field))],
+            [one.layer for one in ringed],
+            [_number(getattr(one, field)) for one in ringed],
             marker="o",
             markersize=10,
             markerfacecolor="none",
@@ -67,7 +75,7 @@ def candidates_plot(record: Record, path: Path) -> None:
         )
         panel.set_title(title, fontsize=9)
         panel.set_xlabel("layer", fontsize=8)
-        layers = [c.layer for c in candidates]
+        layers = [taken.layer, *(c.layer for c in candidates)]
         panel.set_xlim(min(layers) - 0.3, max(layers) + 0.3)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.tick_params(labelsize=8)

@@ -21,6 +21,7 @@ from abl_hub.edits.edit import Edit
 from abl_hub.errors import EditError
 from abl_hub.model.chat import ChatModel
 from abl_hub.model.check import residual, residual_limit
+from abl_hub.model.divergence import divergence
 from abl_hub.model.generate import (
     Continuation,
     continuations,
@@ -169,11 +170,14 @@ def _likely(chat: ChatModel, sequences: Sequence[Continuation]) -> list[torch.Te
 def _kl(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
     """KL(one ‖ other), nats a token: the mean over each reply's tokens, then over replies."""
     each = [
-        (before.double().exp() * (before.double() - after.double())).sum(-1).mean()
+        divergence(before.double(), after.double()).mean()
         for before, after in zip(one, other, strict=True)
     ]
     return max(0.0, float(torch.stack(each).mean())) if each else 0.0
 
 
 def _apart(one: torch.Tensor | None, other: torch.Tensor | None) -> float | None:
-    return None if one is None or other is None else float((one - other).abs().max())
+    if one is None or other is None:
+        return None
+    # Words that both rule out (−inf) are equal, though their difference is no number.
+    return float((one - other).where(one != other, 0.0).abs().max())

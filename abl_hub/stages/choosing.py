@@ -37,7 +37,8 @@ from abl_hub.stages.strengths import choose_strengths, lesson_of
 _REMOVAL = (
     "each method's best candidate by Arditi et al. 2024 (bypass; KL <= 0.1, induce >= 0, layer < "
     "0.8 L); then by whole replies to validation prompts: fewest failures and least damage, "
-    "then those that met all thresholds, then lowest KL"
+    "then those that met all thresholds, then lowest KL; fitted strengths may take a deeper layer "
+    "of the method"
 )
 _ADDITION = (
     "each method's four layers where adding makes the behaviour likeliest (log-odds of the first "

@@ -10,11 +10,11 @@ from pathlib import Path
 from abl_hub.directions.direction import Direction
 from abl_hub.directions.evidence import Evidence
 from abl_hub.directions.means import Means, mean_activations
-from abl_hub.directions.methods import METHODS
+from abl_hub.directions.methods import METHODS, NEED_RANK
 from abl_hub.directions.methods.category import category_directions, cosines
 from abl_hub.directions.selection import behaviour_tokens, validate
 from abl_hub.edits.carrying import carrying_layers
-from abl_hub.errors import SourceError
+from abl_hub.errors import EditError, SourceError
 from abl_hub.model.chat import load_chat_model
 from abl_hub.model.meta import meta_model
 from abl_hub.model.opening import common_opening, opened
@@ -50,9 +50,7 @@ def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -
     Raises:
         SourceError, ContrastError, UnsupportedModelError, HubError: as their names say.
     """
-    unknown = [name for name in recipe.methods if name not in METHODS]
-    if unknown:
-        raise SourceError(f"No method {unknown[0]!r}", next_step=f"Choose of {', '.join(METHODS)}")
+    _refuse_unusable(recipe)
     refuse_other_options(recipe)
     prompts = fetch_prompts(recipe, runtime)
     source = fetch_source(recipe, runtime)
@@ -131,6 +129,26 @@ def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -
     )
     save_record(record, out)
     return record
+
+
+def _refuse_unusable(recipe: Recipe) -> None:
+    """What cannot find or do anything, before anything is fetched."""
+    unknown = [name for name in recipe.methods if name not in METHODS]
+    if unknown:
+        raise SourceError(f"No method {unknown[0]!r}", next_step=f"Choose of {', '.join(METHODS)}")
+    wider = [name for name in recipe.methods if name in NEED_RANK]
+    if wider and recipe.rank < 2:
+        raise EditError(
+            f"--method {wider[0]} does not go with --rank {recipe.rank}",
+            why="it removes two directions or more together",
+            next_step=f"Give --rank 2 or more, or leave --method {wider[0]} out",
+        )
+    if recipe.induce and recipe.strength == 0:
+        raise EditError(
+            "--induce does not go with --strength 0",
+            why="nothing would be added",
+            next_step="Give another --strength",
+        )
 
 
 def _category_cosines(

@@ -61,6 +61,8 @@ def choose_strengths(
     names = groups(trace)
     candidates = [direction for found in directions.values() for direction in found]
     edits = [asked_edit(recipe, direction, trace) for direction in candidates]
+    if not any(strength for edit in edits for strength in edit.strengths):
+        return uniform, StrengthsRecord(reason="every strength is 0: nothing is removed")
     budget = Budget(steps=recipe.budget)
     front = fit(
         chat, edits, names, between, lesson(), budget=budget, seed=recipe.seed, progress=progress
@@ -96,15 +98,20 @@ def choose_strengths(
             if failures[index] <= tolerance:
                 # Every other point costs more, and could not be told to be better.
                 break
-        best = min(failures, key=failures.__getitem__)
-        edited = subject(fitted[best])
-        fitted[best] = replace(fitted[best], damage=against.damage(edited), kl=against.kl(edited))
-    record = _chosen([*map(_uniform, finalists), *fitted], recipe, tolerance)
-    return uniform if record.chosen is None else fittest, record
+        rarest = min(failures, key=failures.__getitem__)
+        edited = subject(fitted[rarest])
+        fitted[rarest] = replace(
+            fitted[rarest], damage=against.damage(edited), kl=against.kl(edited)
+        )
+    points = (*map(_uniform, finalists), *fitted)
+    best, reason = _best(points, recipe, tolerance)
+    if points[best].kl_weight is None:
+        return directions[points[best].method][0], StrengthsRecord(reason=reason, points=points)
+    return fittest, StrengthsRecord(reason=reason, chosen=best, points=points)
 
 
-def _chosen(points: list[StrengthsPoint], recipe: Recipe, tolerance: float) -> StrengthsRecord:
-    """Of the judged points that fail and damage as rarely as the best, the one of lowest KL."""
+def _best(points: Sequence[StrengthsPoint], recipe: Recipe, tolerance: float) -> tuple[int, str]:
+    """Of the judged points that fail and damage as rarely as any, the one of lowest KL, and why."""
     judged = [
         index
         for index, point in enumerate(points)
@@ -118,13 +125,10 @@ def _chosen(points: list[StrengthsPoint], recipe: Recipe, tolerance: float) -> S
     taken = points[best]
     reason = (
         f"of {len(points)} points, those within {tolerance:.2f} of the fewest validation "
-        f"replies that fail or are damaged ({fewest:.2f}); of these the lowest KL ({taken.kl:.4f})"
+        f"replies that fail or are damaged ({fewest:.2f}); of these the lowest KL ({taken.kl:.4f}: "
+        f"{taken.method}, layer {taken.layer})"
     )
-    return StrengthsRecord(
-        reason=reason,
-        chosen=None if taken.kl_weight is None else best,
-        points=tuple(points),
-    )
+    return best, reason
 
 
 def _bad(point: StrengthsPoint) -> float:

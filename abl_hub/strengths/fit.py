@@ -24,6 +24,7 @@ from abl_hub.edits.edit import Edit, Gains, factors
 from abl_hub.errors import EditError
 from abl_hub.model.batches import right_padded
 from abl_hub.model.chat import ChatModel
+from abl_hub.model.divergence import bounded, divergence
 from abl_hub.model.generate import Continuation
 from abl_hub.model.stream import Projection, projecting
 from abl_hub.progress import SILENT, Progress
@@ -134,7 +135,7 @@ def fit(
     """
     budget = budget or Budget()
     with torch.no_grad():
-        base = [table.half().cpu() for table in _all_replies(chat, lesson.negative)]
+        base = [bounded(table).half().cpu() for table in _all_replies(chat, lesson.negative)]
     courses = [_Course(chat, edit, names, gains, lesson, base, budget, seed) for edit in edits]
     half = math.ceil(budget.steps / 2)
     with progress.stage("Fitting strengths") as advance:
@@ -301,10 +302,7 @@ def _logits(
 def _mean_kl(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> torch.Tensor:
     """Mean KL(before ‖ after) over replies of log-probabilities (judged, vocabulary), nats."""
     return torch.stack(
-        [
-            (old.to(new).exp() * (old.to(new) - new)).sum(-1).mean()
-            for old, new in zip(before, after, strict=True)
-        ]
+        [divergence(old.to(new), new).mean() for old, new in zip(before, after, strict=True)]
     ).mean()
 
 

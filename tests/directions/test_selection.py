@@ -17,7 +17,7 @@ from abl_hub.directions.judging import Jury, Scores, Thresholds, race, side
 from abl_hub.directions.means import mean_activations
 from abl_hub.directions.methods import METHODS
 from abl_hub.directions.proposal import Proposal, single
-from abl_hub.directions.selection import behaviour_tokens, select, validate
+from abl_hub.directions.selection import behaviour_tokens, log_odds, select, validate
 from abl_hub.edits.edit import remove
 from abl_hub.edits.hooks import applied
 from abl_hub.model.chat import load_chat_model
@@ -127,6 +127,25 @@ def spread(value: float, width: float = 0.1) -> list[float]:
 
 def field(count: int) -> list[Scores]:
     return [Scores(proposal=single(torch.ones(2).double(), layer, -1)) for layer in range(count)]
+
+
+def test_certain_openings_have_log_odds() -> None:
+    """A share that float32 rounds to 1, and words that the model rules out."""
+    logits = torch.tensor([[30.0, 29.0, 0.0, -1.0], [-30.0, -31.0, 0.0, 1.0], [1.0, 0.0, 2.0, 1.0]])
+    logits = torch.cat([logits, torch.full((3, 1), -torch.inf)], dim=1)
+    found = log_odds(logits.log_softmax(-1), (0, 1))
+    exact = logits.double()
+    expected = exact[:, :2].logsumexp(-1) - exact[:, 2:].logsumexp(-1)
+    assert found.tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+    assert log_odds(logits[:1].log_softmax(-1), (0, 1, 2, 3)).tolist() == [100.0]
+
+
+def test_who_is_level_with_the_leader_is_out_in_the_end() -> None:
+    """Its KL was never asked for, so that it cannot be compared with the leader's."""
+    told = (spread(1.0), [0.01] * 16, spread(-5.0))
+    scores = field(2)
+    race(Told([told, told]), scores, Thresholds(kl=0.1, induce=0.0))
+    assert [one.out is None for one in scores] == [True, False]
 
 
 def test_a_leader_that_fails_in_the_end_gives_back_those_that_it_beat() -> None:

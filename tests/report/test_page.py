@@ -14,6 +14,7 @@ from abl_hub.errors import EvaluationError
 from abl_hub.evaluation.detector import Detector
 from abl_hub.evaluation.intervals import Estimate
 from abl_hub.report.page import write_report
+from abl_hub.report.plots import candidates_plot
 from abl_hub.report.record import (
     AnalysisRecord,
     Detection,
@@ -121,6 +122,18 @@ def test_the_same_record_gives_the_same_page(record: Record, tmp_path: Path) -> 
     one = write_report(replace(record, analysis=analysis()), tmp_path / "a").read_bytes()
     other = write_report(replace(record, analysis=analysis()), tmp_path / "b").read_bytes()
     assert one == other
+
+
+def test_the_direction_that_was_edited_is_marked(record: Record, tmp_path: Path) -> None:
+    """With fitted strengths it may lie deeper than the candidate that was chosen first."""
+    deeper = replace(record, direction=replace(record.direction, layer=6))
+    other = replace(record.selection, chosen=record.selection.candidates["projected"][0])
+    drawn = []
+    for number, one in enumerate((record, deeper, replace(record, selection=other))):
+        candidates_plot(one, tmp_path / f"{number}.png")
+        drawn.append((tmp_path / f"{number}.png").read_bytes())
+    assert drawn[0] != drawn[1]
+    assert drawn[0] == drawn[2]
 
 
 def test_nothing_to_report(record: Record, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from abl_hub.cli.group import abl_hub as command
 from abl_hub.demo.corpus import prompts
 from abl_hub.demo.run import write_prompts
 from abl_hub.directions.contrast import Contrast, SplitSizes, make_contrast
+from abl_hub.directions.direction import Direction
 from abl_hub.directions.evidence import Evidence
 from abl_hub.directions.means import mean_activations
 from abl_hub.directions.methods import METHODS
@@ -28,8 +29,10 @@ from abl_hub.model.gains import gains
 from abl_hub.model.generate import greedy_replies, log_probs
 from abl_hub.model.trace import trace_writers
 from abl_hub.model.writers import Trace, Writer
-from abl_hub.report.record import load_record
-from abl_hub.stages.strengths import lesson_of
+from abl_hub.progress import SILENT
+from abl_hub.report.recipe import Recipe
+from abl_hub.report.record import Finalist, load_record
+from abl_hub.stages.strengths import choose_strengths, lesson_of
 from abl_hub.strengths.fit import STRONGEST, Budget, fit
 from abl_hub.strengths.groups import OUTSIDE, groups, spread
 
@@ -144,6 +147,74 @@ def test_writers_that_are_not_edited_stay_so(
     budget = Budget(steps=2, leaps=0)
     [point] = fit(chat, [edit], names, between, lesson, budget=budget).points
     assert {name.partition(".")[0] for name in point.strengths} == set("2345")
+
+
+def test_the_finalist_that_is_named_is_the_one_that_is_taken(
+    chat: ChatModel, contrast: Contrast, evidence: Evidence
+) -> None:
+    """Two are level by whole replies, and the fit of a random direction is worse than both."""
+    trace = trace_writers(chat.model)
+    random = torch.randn(2, trace.width, generator=torch.Generator().manual_seed(0))
+    directions = {
+        method: (Direction(vector=vector, layer=4, position=-1, norm=1.0, method=method),)
+        for method, vector in zip(("difference", "projected"), random, strict=True)
+    }
+    finalists = tuple(
+        Finalist(method=method, layer=4, position=-1, passed=True, failures=0.5, damage=0.0, kl=kl)
+        for method, kl in (("difference", 0.3), ("projected", 0.1))
+    )
+    taken, record = choose_strengths(
+        chat,
+        baseline(
+            Subject(chat=chat),
+            contrast.positive.validation,
+            contrast.negative.validation,
+            protocol=Protocol(max_new_tokens=16),
+        ),
+        partial(lesson_of, chat, contrast, evidence.behaviour_tokens, rows=32),
+        directions,
+        finalists,
+        trace,
+        gains(chat.model, trace.writers),
+        Recipe(source="", positive="", negative="", budget=1),
+        SILENT,
+    )
+    assert record.chosen is None
+    assert "lowest KL (0.1000: projected" in record.reason
+    assert taken is directions["projected"][0]
+
+
+def test_a_vocabulary_that_is_masked_in_part_can_be_fitted(
+    chat: ChatModel, contrast: Contrast, evidence: Evidence
+) -> None:
+    trace = trace_writers(chat.model)
+    names = groups(trace)
+    edit = edit_at(4, evidence, trace)
+    lesson = lesson_of(chat, contrast, evidence.behaviour_tokens, rows=32)
+    said = {token for one in lesson.negative for token in one.tokens}
+    unused = [token for token in range(300) if token not in {*said, *lesson.behaviour_tokens}][:20]
+
+    def masked(_module: object, _inputs: object, logits: torch.Tensor) -> torch.Tensor:
+        ruled_out = torch.zeros(logits.shape[-1], dtype=torch.bool)
+        ruled_out[unused] = True
+        return logits.masked_fill(ruled_out, -torch.inf)
+
+    handle = chat.model.lm_head.register_forward_hook(masked)
+    try:
+        against = baseline(
+            Subject(chat=chat),
+            contrast.positive.validation[:4],
+            contrast.negative.validation[:4],
+            protocol=Protocol(max_new_tokens=8),
+        )
+        between, budget = gains(chat.model, trace.writers), Budget(steps=2, leaps=0)
+        [point] = fit(chat, [edit], names, between, lesson, budget=budget).points
+        active = partial(applied, edit, chat.model, between)
+        over_replies = against.kl(Subject(chat=chat, active=active))
+    finally:
+        handle.remove()
+    assert 0 < point.kl < 1
+    assert 0 < over_replies < 1
 
 
 def test_groups_are_the_child_modules_of_layers() -> None:

@@ -21,6 +21,9 @@ from abl_hub.directions.proposal import Proposal
 
 Method = Callable[[Evidence], list[Proposal]]
 
+NEED_RANK = frozenset({"svd", "som", "cone", "category"})
+"""Methods that remove two directions or more, and propose nothing at `--rank 1`."""
+
 METHODS: Mapping[str, Method] = {
     "projected": projected.propose,
     "difference": difference.propose,

@@ -24,6 +24,7 @@ from abl_hub.directions.methods.projected import without
 from abl_hub.directions.proposal import Proposal
 from abl_hub.model.batches import right_padded
 from abl_hub.model.chat import ChatModel
+from abl_hub.model.divergence import divergence
 from abl_hub.model.generate import Continuation, continuations, greedy_replies
 from abl_hub.model.stream import ablating, adding
 
@@ -149,12 +150,12 @@ def _loss(
         indices = draw.sample(range(len(targets.kept)), min(_BATCH, len(targets.kept)))
         after = _log_probs(chat, [targets.kept[i] for i in indices])
     before = [targets.kept_log_probs[i] for i in indices]
-    divergence = torch.stack(
-        [(b.exp() * (b - a)).sum(-1).mean() for b, a in zip(before, after, strict=True)]
+    changed = torch.stack(
+        [divergence(b, a).mean() for b, a in zip(before, after, strict=True)]
     ).mean()
     with adding(chat.layers, layer, norm * direction):
         induced = _cross_entropy(chat, _drawn(targets.shown, draw))
-    return answered + _INDUCE_WEIGHT * induced + _KL_WEIGHT * divergence
+    return answered + _INDUCE_WEIGHT * induced + _KL_WEIGHT * changed
 
 
 def _drawn(items: list[Continuation], draw: random.Random) -> list[Continuation]:

@@ -204,7 +204,6 @@ recipe_options = _all(
         show_default=True,
         help="Random directions in the control.",
     ),
-    click.option("--trust-remote-code", is_flag=True, help="Run code from SOURCE's repository."),
 )
 
 tasks_options = _all(
@@ -243,6 +242,10 @@ tasks_options = _all(
     ),
 )
 
+trust_option = click.option(
+    "--trust-remote-code", is_flag=True, help="Run code from the model's repository."
+)
+
 runtime_options = _all(
     click.option(
         "--device", default="cpu", show_default=True, help='A torch device, or "auto" to spread.'
@@ -257,6 +260,7 @@ runtime_options = _all(
         help="What a loaded model may take; a larger one is edited and checked on its files alone. "
         " [default: what is free]",
     ),
+    trust_option,
 )
 
 hub_options = _all(
@@ -316,7 +320,9 @@ def tasks_of(options: dict[str, Any]) -> Tasks | None:
 
 
 def runtime_of(output: Output, options: dict[str, Any]) -> Runtime:
-    """The runtime that the options of `runtime_options` and `hub_options` make; takes them out."""
+    """The runtime that the options of `runtime_options` and `hub_options` make; takes them out,
+    but for --trust-remote-code, which a recipe holds too.
+    """
     from abl_hub.stages.runtime import Runtime
 
     names = ("device", "rows", "memory", "cache_dir", "token")
@@ -326,6 +332,7 @@ def runtime_of(output: Output, options: dict[str, Any]) -> Runtime:
         options["memory"] = int(options["memory"] * 1e9)
     return Runtime(
         **{name: options.pop(name) for name in names if name in options},
+        trust_remote_code=options.get("trust_remote_code", False),
         endpoint=os.environ.get("HF_ENDPOINT"),
         progress=output,
     )

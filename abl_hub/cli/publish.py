@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from abl_hub.cli.options import hub_options, runtime_of
+from abl_hub.cli.options import hub_options, runtime_of, trust_option
 from abl_hub.cli.output import Output
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def target_of(options: dict[str, Any], *, published: bool = True) -> Target:
     "then loaded back without the base.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be pushed.")
+@trust_option
 @hub_options
 @click.pass_obj
 def push(output: Output, /, out: Path, stream: bool, dry_run: bool, **options: Any) -> None:

@@ -30,7 +30,6 @@ from abl_hub.model.generate import (
     next_token_logits,
 )
 from abl_hub.model.meta import meta_model
-from abl_hub.report.recipe import Recipe
 from abl_hub.report.record import AgreementRecord, Record
 from abl_hub.stages.forms import MERGED
 from abl_hub.stages.inputs import load_recorded
@@ -125,12 +124,12 @@ def compare_forms(
     )
 
 
-def checked_weights(edit: Edit, merged: Path, recipe: Recipe) -> AgreementRecord:
+def checked_weights(edit: Edit, merged: Path, runtime: Runtime) -> AgreementRecord:
     """What can be said without loading a model. The delta's keys were compared when it was
     written, and its factors are products of the very weights."""
     if not merged.is_dir():
         return AgreementRecord(prompts=0)
-    blueprint = meta_model(merged, trust_remote_code=recipe.trust_remote_code)
+    blueprint = meta_model(merged, trust_remote_code=runtime.trust_remote_code)
     return AgreementRecord(prompts=0, weights=check_checkpoint(edit, merged, model=blueprint))
 
 

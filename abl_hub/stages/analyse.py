@@ -72,7 +72,7 @@ def analyse(out: Path, runtime: Runtime, *, doses: Sequence[float] = ()) -> Reco
     source = recorded_source(record, runtime)
     contrast = recorded_prompts(record, runtime).contrast
     chat = load_recorded(source.folder, record, runtime)
-    trace = recorded_trace(source, record)
+    trace = recorded_trace(source, runtime)
     between = gains(chat.model, trace.writers)
     with runtime.progress.stage("Analysing", 3 + len(doses)) as advance:
         # One more position than the template's: the instruction's own last token comes first.

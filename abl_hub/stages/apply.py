@@ -60,7 +60,7 @@ def apply(out: Path, runtime: Runtime, *, merged: bool = True) -> Record:
     recipe = record.recipe
     asked = few_prompts(recorded_prompts(record, runtime))
     source = recorded_source(record, runtime)
-    blueprint = meta_model(source.folder, trust_remote_code=recipe.trust_remote_code)
+    blueprint = meta_model(source.folder, trust_remote_code=runtime.trust_remote_code)
     trace = trace_writers(blueprint)
     if recipe.induce:
         return apply_addition(
@@ -97,7 +97,7 @@ def apply(out: Path, runtime: Runtime, *, merged: bool = True) -> Record:
                 )
             else:
                 runtime.progress.note(f"{unloaded}: the written weights are checked instead.")
-                compared = (checked_weights(edit, out / MERGED, recipe),)
+                compared = (checked_weights(edit, out / MERGED, runtime),)
         agreement, *lighter = compared
         if lighter:
             agreement = replace(agreement, portable_kl=lighter[0].delta_kl)
@@ -135,7 +135,7 @@ def apply(out: Path, runtime: Runtime, *, merged: bool = True) -> Record:
             ),
             rounding=recipe.rounding,
             language_path_of=wrapper_of(
-                source.folder, blueprint, trust_remote_code=recipe.trust_remote_code
+                source.folder, blueprint, trust_remote_code=runtime.trust_remote_code
             ),
         ),
         merged=merged_record(written.merged) if written.merged else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from abl_hub.evaluation.harness import check_tasks
@@ -47,7 +48,9 @@ def convert(
     Raises:
         AblHubError: one of its kinds; see `abl_hub.errors`.
     """
-    runtime, out = runtime or Runtime(), Path(out)
+    out = Path(out)
+    # The recipe is the caller's, and so is its consent.
+    runtime = replace(runtime or Runtime(), trust_remote_code=recipe.trust_remote_code)
     for one in recipe.test_sets:
         named(one)
     if recipe.tasks is not None:
@@ -62,7 +65,11 @@ def convert(
             record = apply(partial, runtime, merged=not stream)
         if record.evaluation is None:
             record = evaluate(
-                partial, runtime, references=references, keep_completions=keep_completions
+                partial,
+                runtime,
+                references=references,
+                keep_completions=keep_completions,
+                tasks=recipe.tasks,
             )
         if record.analysis is None:
             record = analyse(partial, runtime)

@@ -68,7 +68,7 @@ def _assist(recipe: Recipe, runtime: Runtime, together: Crew) -> None:
         device=runtime.device,
         load_in=recipe.load_in,
         system=recipe.system,
-        trust_remote_code=recipe.trust_remote_code,
+        trust_remote_code=runtime.trust_remote_code,
     )
     mean_activations(
         opened(chat, word.removeprefix(_GO)),

@@ -73,6 +73,12 @@ def evaluate(
         )
     if tasks is not None:
         record = replace(record, recipe=replace(record.recipe, tasks=tasks))
+    elif record.recipe.tasks is not None and record.recipe.tasks.path is not None:
+        raise EvaluationError(
+            f"The tasks of {out} are not asked again",
+            why="their folder may name Python to run, and a record alone must not start that",
+            next_step="Give --tasks and --tasks-path",
+        )
     if test_sets:
         limit = test_set_limit or record.recipe.test_set_limit
         asked_sets = replace(record.recipe, test_sets=tuple(test_sets), test_set_limit=limit)
@@ -94,7 +100,7 @@ def evaluate(
         recipe.test_sets, asked, runtime, limit=recipe.test_set_limit, seed=recipe.seed
     )
     base = load_recorded(source.folder, record, runtime)
-    trace = recorded_trace(source, record)
+    trace = recorded_trace(source, runtime)
     between = gains(base.model, trace.writers)
     controls = random_subspaces(direction.width, direction.rank, recipe.random_draws, recipe.seed)
 
@@ -181,7 +187,7 @@ def evaluate(
             base=Subject(chat=base),
             edited=edited,
             rows=runtime.rows,
-            trust_remote_code=recipe.trust_remote_code,
+            trust_remote_code=runtime.trust_remote_code,
             progress=runtime.progress,
         )
         evaluation = replace(evaluation, tasks=scores)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -52,10 +53,11 @@ def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -
     """
     _refuse_unusable(recipe)
     refuse_other_options(recipe)
+    runtime = replace(runtime, trust_remote_code=recipe.trust_remote_code)  # the caller's recipe
     prompts = fetch_prompts(recipe, runtime)
     source = fetch_source(recipe, runtime)
     # Traced before the weights are loaded, so that a refusal costs nothing.
-    blueprint = meta_model(source.folder, trust_remote_code=recipe.trust_remote_code)
+    blueprint = meta_model(source.folder, trust_remote_code=runtime.trust_remote_code)
     trace = trace_writers(blueprint)
     if recipe.induce:
         carrying_layers(blueprint, trace)
@@ -65,7 +67,7 @@ def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -
         device=runtime.device,
         load_in=recipe.load_in,
         system=recipe.system,
-        trust_remote_code=recipe.trust_remote_code,
+        trust_remote_code=runtime.trust_remote_code,
     )
     asked = (*prompts.contrast.positive.train[:_ASKED], *prompts.contrast.negative.train[:_ASKED])
     opening = recipe.response_prefix

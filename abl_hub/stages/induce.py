@@ -125,7 +125,7 @@ def apply_addition(
             ),
             rounding=recipe.rounding,
             language_path_of=wrapper_of(
-                source.folder, blueprint, trust_remote_code=recipe.trust_remote_code
+                source.folder, blueprint, trust_remote_code=runtime.trust_remote_code
             ),
         ),
         merged=merged_record(written) if written else None,

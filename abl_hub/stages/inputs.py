@@ -44,7 +44,7 @@ def fetch_source(
         token=runtime.token,
         endpoint=runtime.endpoint,
         cache_dir=runtime.cache_dir,
-        trust_remote_code=recipe.trust_remote_code,
+        trust_remote_code=runtime.trust_remote_code,
         weights=weights,
         progress=runtime.progress,
     )
@@ -75,8 +75,9 @@ def recorded_source(record: Record, runtime: Runtime, *, weights: bool = True) -
     """The source of `record`, at its commit; `weights` as for `fetch_source`.
 
     Raises:
-        SourceError: its weights are no longer those of the record.
+        SourceError: its weights are no longer those of the record, or its code is not trusted.
     """
+    refuse_code(record, runtime)
     source = fetch_source(record.recipe, runtime, commit=record.source.commit, weights=weights)
     changed = _changed_source(source, record)
     if changed is not None:
@@ -147,8 +148,9 @@ def load_recorded(folder: Path, record: Record, runtime: Runtime) -> ChatModel:
     """Load a model folder as it is measured in `record`.
 
     Raises:
-        SourceError, UnsupportedModelError: as `load_chat_model`.
+        SourceError, UnsupportedModelError: as `load_chat_model`; or its code is not trusted.
     """
+    refuse_code(record, runtime)
     recipe = record.recipe
     return load_chat_model(
         folder,
@@ -157,14 +159,27 @@ def load_recorded(folder: Path, record: Record, runtime: Runtime) -> ChatModel:
         load_in=recipe.load_in,
         system=recipe.system,
         opening=record.opening,
-        trust_remote_code=recipe.trust_remote_code,
+        trust_remote_code=runtime.trust_remote_code,
     )
 
 
-def recorded_trace(source: Source, record: Record) -> Trace:
+def recorded_trace(source: Source, runtime: Runtime) -> Trace:
     """The writers of the source's architecture, whatever the loaded model keeps them in."""
-    trusted = record.recipe.trust_remote_code
-    return trace_writers(meta_model(source.folder, trust_remote_code=trusted))
+    return trace_writers(meta_model(source.folder, trust_remote_code=runtime.trust_remote_code))
+
+
+def refuse_code(record: Record, runtime: Runtime) -> None:
+    """Refuse a model that needs its repository's Python, where only the record allows that.
+
+    Raises:
+        SourceError: so it is.
+    """
+    if record.recipe.trust_remote_code and not runtime.trust_remote_code:
+        raise SourceError(
+            f"{record.source.name} needs Python code of its own repository",
+            why="a record's word for it is not enough to run it",
+            next_step="Read that code, and give --trust-remote-code if you trust it",
+        )
 
 
 def _pinned(prompts: PromptsRecord) -> str | None:

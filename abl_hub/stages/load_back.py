@@ -194,7 +194,7 @@ class _Back:
         """
         assert self.reference.source is not None  # collected whenever a delta is published
         blueprint = meta_model(
-            self.reference.source.folder, trust_remote_code=self.record.recipe.trust_remote_code
+            self.reference.source.folder, trust_remote_code=self.runtime.trust_remote_code
         )
         check_delta(self.scratch / DELTA, blueprint)
 

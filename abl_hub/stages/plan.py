@@ -222,7 +222,7 @@ def _passing_base(record: Record, runtime: Runtime) -> str:
         token=runtime.token,
         endpoint=runtime.endpoint,
         cache_dir=runtime.cache_dir,
-        trust_remote_code=record.recipe.trust_remote_code,
+        trust_remote_code=runtime.trust_remote_code,
     )
     absent = [file.size for file in source.absent if file.path.endswith(".safetensors")]
     largest = max(file.size for file in source.files if file.path.endswith(".safetensors"))

@@ -29,6 +29,8 @@ class Runtime:
         progress: where progress is shown.
         crew: the processes that read activations together.
         called: told when the others are needed (`abl_hub.stages.crew`).
+        trust_remote_code: run Python of the model's repository. Whoever runs this says so; a
+            record, which may be a stranger's, says only that it is needed.
 
     Raises:
         SourceError: there is no such device here.
@@ -43,6 +45,7 @@ class Runtime:
     progress: Progress = SILENT
     crew: Crew = ALONE
     called: Callable[[], None] = field(default=lambda: None, repr=False)
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         if self.device != "auto":

@@ -52,7 +52,7 @@ def stream_merged(
         OutputError: no room for a shard.
         HubError: the Hub failed.
     """
-    blueprint = meta_model(source.folder, trust_remote_code=record.recipe.trust_remote_code)
+    blueprint = meta_model(source.folder, trust_remote_code=runtime.trust_remote_code)
     edit = recorded_edit(record, recorded_direction(record, out), trace_writers(blueprint))
     with streaming_folder(out) as kept:
         journal = Journal(kept, _identity(record, edit), _sent_before(record))

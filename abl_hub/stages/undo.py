@@ -62,7 +62,7 @@ def undo(out: Path, runtime: Runtime) -> Undone:
     if record.merged is None or not (out / MERGED).is_dir():
         raise EditError(f"{out} holds no merged model", next_step=f"Run `abl-hub apply {out}`")
     source = recorded_source(record, runtime)
-    blueprint = meta_model(source.folder, trust_remote_code=record.recipe.trust_remote_code)
+    blueprint = meta_model(source.folder, trust_remote_code=runtime.trust_remote_code)
     trace = trace_writers(blueprint)
     tensors = CheckpointTensors(
         blueprint, open_shards(source.folder).tensors, read_json(source.folder, CONFIG)
@@ -73,7 +73,7 @@ def undo(out: Path, runtime: Runtime) -> Undone:
         write_added_delta(
             recorded_addition(record.recipe, direction, blueprint, trace),
             out / UNDO,
-            model=meta_model(out / MERGED, trust_remote_code=record.recipe.trust_remote_code),
+            model=meta_model(out / MERGED, trust_remote_code=runtime.trust_remote_code),
             base=str(out / MERGED),
             invert=True,
         )
@@ -103,7 +103,10 @@ def undo(out: Path, runtime: Runtime) -> Undone:
 
     def load(folder: Path) -> ChatModel:
         return load_chat_model(
-            folder, dtype=dtype_named(record.recipe.dtype), device=runtime.device
+            folder,
+            dtype=dtype_named(record.recipe.dtype),
+            device=runtime.device,
+            trust_remote_code=runtime.trust_remote_code,
         )
 
     base = next_token_logits(load(source.folder), asked)

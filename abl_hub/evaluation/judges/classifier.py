@@ -35,9 +35,11 @@ class Classifier:
     def __init__(self, folder: Path, label: str, *, name: str) -> None:
         self.name = name
         try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
             self.model: Any = AutoModelForSequenceClassification.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True
+                folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
             ).eval()
         except (OSError, ValueError, KeyError) as error:
             raise EvaluationError(

@@ -1,0 +1,96 @@
+"""An output from somewhere else runs none of its Python before this command line says that it may.
+
+The code here writes a file when it is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from abl_hub.cli.group import abl_hub as command
+from abl_hub.hub.local import LocalHub
+
+_CODE = """
+import pathlib
+pathlib.Path({ran!r}).touch()
+from transformers import LlamaConfig, LlamaForCausalLM
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+@pytest.fixture
+def stranger(demo: Path, small_output: Path, tmp_path: Path) -> Path:
+    """An output whose record allows the code of its base, which writes `ran` beside it."""
+    base = with_code(Path(shutil.copytree(demo, tmp_path / "base")), tmp_path / "ran")
+    out = Path(shutil.copytree(small_output, tmp_path / "out"))
+    record = json.loads((out / "record.json").read_text())
+    record["recipe"].update(trust_remote_code=True, source=str(base))
+    (out / "record.json").write_text(json.dumps(record))
+    with_code(out / "merged", tmp_path / "ran")
+    return out
+
+
+def with_code(model: Path, ran: Path) -> Path:
+    (model / "own.py").write_text(_CODE.format(ran=str(ran)))
+    config: dict[str, Any] = json.loads((model / "config.json").read_text())
+    config["model_type"] = "own"
+    config["auto_map"] = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    (model / "config.json").write_text(json.dumps(config))
+    return model
+
+
+def told(*words: str) -> Result:
+    result = CliRunner().invoke(command, words, input="y\ny\ny\n")
+    assert result.exit_code == 1, (result.output, result.exception)
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert "bug in abl-hub" not in line
+    return result
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["apply"],
+        ["apply", "--invert"],
+        ["evaluate"],
+        ["analyse"],
+        ["probe", "--suffix", "in short"],
+        ["push", "--only", "delta"],
+    ],
+    ids=" ".join,
+)
+def test_a_record_allows_no_code(
+    stranger: Path,
+    words: list[str],
+    tmp_path: Path,
+    local_hub: LocalHub,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", local_hub.endpoint)
+    monkeypatch.setenv("HF_TOKEN", local_hub.token)
+    assert "give --trust-remote-code" in told(words[0], str(stranger), *words[1:]).stderr
+    assert not (tmp_path / "ran").exists()
+
+
+def test_this_command_line_does(stranger: Path, tmp_path: Path) -> None:
+    words = ["probe", str(stranger), "--suffix", "in short", "--trust-remote-code"]
+    result = CliRunner().invoke(command, words)
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    assert (tmp_path / "ran").exists()
+
+
+def test_a_record_starts_no_tasks_of_a_folder(small_output: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(small_output, tmp_path / "out"))
+    record = json.loads((out / "record.json").read_text())
+    record["recipe"]["tasks"] = {"names": ["mine"], "path": str(tmp_path), "limit": None}
+    (out / "record.json").write_text(json.dumps(record))
+    assert "--tasks-path" in told("evaluate", str(out)).stderr

@@ -146,7 +146,8 @@ class Evaluation:
         induced_random: with a norm-matched random direction added.
         verdict: what these numbers support.
         protocol: how they were measured.
-        paired: "base → edited", "random → edited" → exact test on the same positive prompts.
+        paired: "base → edited", "random → edited" → exact test on the same prompts, positive ones
+            where the edit removes; "base → added", "random added → added" on negative ones.
         opinions: of other judges.
         system_arms: under another system prompt, where there is one to leave out or to let in.
         test_sets: on published test sets that were asked for.

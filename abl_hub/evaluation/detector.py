@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from abl_hub.evaluation.intervals import Estimate, proportion
 
 _Z = 1.959963984540054  # two-sided 95%
+_HALVINGS = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +21,8 @@ class Detector:
 
     Args:
         accuracy: at the threshold half way between the training means, Wilson interval.
-        auc: probability that a positive prompt scores higher than a negative one (Hanley & McNeil
-            1982, with their 95% interval); ties count half.
+        auc: probability that a positive prompt scores higher than a negative one, with its 95%
+            interval (Newcombe 2006, method 5); ties count half.
     """
 
     accuracy: Estimate
@@ -44,6 +45,10 @@ def detect(positive: Sequence[float], negative: Sequence[float], at: float) -> D
 def auc(positive: Sequence[float], negative: Sequence[float]) -> Estimate:
     """Area under the receiver operating characteristic, from ranks.
 
+    Its interval holds every area from which this one is no further than chance allows: Hanley &
+    McNeil's (1982) variance at that area, not at the one found, so that two sides that are apart
+    in a few prompts are not apart for certain (Newcombe 2006, Statistics in Medicine 25, part 2).
+
     Raises:
         ValueError: a side is empty.
     """
@@ -54,18 +59,29 @@ def auc(positive: Sequence[float], negative: Sequence[float]) -> Estimate:
         for one in positive
         for other in negative
     )
-    pairs = len(positive) * len(negative)
-    area = wins / pairs
-    shown, not_shown = area / (2 - area), 2 * area**2 / (1 + area)
-    variance = (
-        area * (1 - area)
-        + (len(positive) - 1) * (shown - area**2)
-        + (len(negative) - 1) * (not_shown - area**2)
-    ) / pairs
-    half = _Z * math.sqrt(max(0.0, variance))
+    sizes = len(positive), len(negative)
+    area = wins / math.prod(sizes)
     return Estimate(
         value=area,
-        low=max(0.0, area - half),
-        high=min(1.0, area + half),
-        count=len(positive) + len(negative),
+        low=_lower_end(area, sizes),
+        high=1.0 - _lower_end(1.0 - area, sizes),  # the sides change places
+        count=sum(sizes),
     )
+
+
+def _lower_end(area: float, sizes: tuple[int, int]) -> float:
+    """The smallest area that is not too far below `area`, by bisection."""
+    low, high = 0.0, area
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        if area - middle > _Z * math.sqrt(_variance(middle, sizes)):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _variance(area: float, sizes: tuple[int, int]) -> float:
+    others = sum(sizes) / 2 - 1
+    apart = 1 + others * (1 - area) / (2 - area) + others * area / (1 + area)
+    return area * (1 - area) * apart / math.prod(sizes)

@@ -99,15 +99,16 @@ def evaluate(
                 continue
             induction.append(Arm(negative=judge_replies.rates(name, "negative", added_to)))
             advance(1)
+    paired = judge_replies.paired()
     return Evaluation(
         base=before,
         edited=after,
         random=tuple(controls),
         induced=induction[0],
         induced_random=induction[1],
-        verdict=_verdict(aim, before, after, controls, induction),
+        verdict=_verdict(aim, before, after, controls, induction, paired),
         protocol=judge_replies.protocol,
-        paired=judge_replies.paired(),
+        paired=paired,
         opinions=judge_replies.opinions(),
     )
 
@@ -173,8 +174,8 @@ class _Bench:
         self.keep = keep
         self.judge = Markers(markers=protocol.markers)
         self.judges = judges
-        # Arm → the marker judge's word on each prompt of `side`, and the other judges'.
-        self.said: dict[str, list[bool]] = {}
+        # (arm, side) → the marker judge's word on each prompt; arm → the other judges' on `side`.
+        self.said: dict[tuple[str, str], list[bool]] = {}
         self.others: dict[str, list[list[bool]]] = {}
         self.base_negative = self._replies(base, questions.negative)
         self.limit = gibberish_limit(self._surprise(questions.negative, self.base_negative))
@@ -208,10 +209,17 @@ class _Bench:
         return self._judged(name, side, subject, self._replies(subject, prompts))
 
     def paired(self) -> dict[str, Paired]:
-        """Exact tests on the prompts that decide, between arms."""
+        """Exact tests on the prompts that decide, between the arms that there are."""
+        pairs = {
+            "base → edited": ("base", "edited", self.side),
+            "random → edited": ("random", "edited", self.side),
+            "base → added": ("base", "induced", "negative"),
+            "random added → added": ("induced random", "induced", "negative"),
+        }
         return {
-            f"{one} → edited": mcnemar(self.said[one], self.said["edited"])
-            for one in ("base", "random")
+            pair: mcnemar(self.said[before, side], self.said[after, side])
+            for pair, (before, after, side) in pairs.items()
+            if (before, side) in self.said and (after, side) in self.said
         }
 
     def opinions(self) -> tuple[SecondOpinion, ...]:
@@ -220,7 +228,7 @@ class _Bench:
         found = []
         for number, other in enumerate(self.judges):
             words = {arm: self.others[arm][number] for arm in arms}
-            mine = [word for arm in arms for word in self.said[arm]]
+            mine = [word for arm in arms for word in self.said[arm, self.side]]
             theirs = [word for arm in arms for word in words[arm]]
             rates = {arm: proportion(sum(words[arm]), len(words[arm])) for arm in arms}
             found.append(
@@ -242,12 +250,9 @@ class _Bench:
             self.keep(name, side, prompts, replies)
         count = len(prompts)
         shown = self.judge.shows(subject, prompts, replies)
-        if side == self.side:
-            self.said[name] = shown
-            if name in ("base", "edited", "random"):
-                self.others[name] = [
-                    judge.shows(subject, prompts, replies) for judge in self.judges
-                ]
+        self.said[name, side] = shown
+        if side == self.side and name in ("base", "edited", "random"):
+            self.others[name] = [judge.shows(subject, prompts, replies) for judge in self.judges]
         broken = [
             not refused and non_answer(reply, nats, self.limit) is not None
             for refused, reply, nats in zip(
@@ -326,16 +331,21 @@ def _verdict(
     after: Arm,
     controls: Sequence[Arm],
     induction: Sequence[Arm | None],
+    paired: Mapping[str, Paired],
 ) -> Verdict:
     if aim == "remove":
-        return judge(_arms(before, after, controls, induction))
-    arms = _arms(before, after, controls, (after, None))
+        return judge(_arms(before, after, controls, induction, paired))
+    arms = _arms(before, after, controls, (after, None), paired)
     random = [arm.negative.refused.value for arm in controls if arm.negative is not None]
     return judge_addition(replace(arms, induced_random=sum(random) / len(random)))
 
 
 def _arms(
-    before: Arm, after: Arm, controls: Sequence[Arm], induction: Sequence[Arm | None]
+    before: Arm,
+    after: Arm,
+    controls: Sequence[Arm],
+    induction: Sequence[Arm | None],
+    paired: Mapping[str, Paired],
 ) -> Arms:
     def refused(arm: Arm | None, side: str) -> float | None:
         rates = None if arm is None else (arm.positive if side == "positive" else arm.negative)
@@ -357,4 +367,6 @@ def _arms(
         induced=refused(induction[0], "negative"),
         induced_random=refused(induction[1], "negative"),
         new_non_answers=max(lost("positive"), lost("negative")),
+        p=max(paired["base → edited"].p, paired["random → edited"].p),
+        induced_p=max((test.p for pair, test in paired.items() if "added" in pair), default=None),
     )

@@ -6,7 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from scipy.special import stdtrit
+
 _Z = 1.959963984540054  # two-sided 95%
+# Covers with 95% the mean of a normal distribution of which one value is known and nothing else, as
+# a multiple of that value (Wall, Boen & Tweedie 2001, The American Statistician 55).
+_OF_ONE = 9.68
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +46,18 @@ def proportion(hits: int, count: int) -> Estimate:
 
 
 def mean(values: Sequence[float]) -> Estimate:
-    """A mean with its normal interval, from the spread between observations."""
+    """A mean with Student's interval, from the spread between observations.
+
+    One observation has no spread: its interval, 9.68 times its size to either side, says that next
+    to nothing is known.
+    """
     count = len(values)
     if count == 0:
         raise ValueError("the mean of nothing")
     centre = math.fsum(values) / count
     if count == 1:
-        return Estimate(value=centre, low=centre, high=centre, count=1)
+        half = _OF_ONE * abs(centre)
+        return Estimate(value=centre, low=centre - half, high=centre + half, count=1)
     variance = math.fsum((value - centre) ** 2 for value in values) / (count - 1)
-    half = _Z * math.sqrt(variance / count)
+    half = float(stdtrit(count - 1, 0.975)) * math.sqrt(variance / count)
     return Estimate(value=centre, low=centre - half, high=centre + half, count=count)

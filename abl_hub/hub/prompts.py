@@ -54,7 +54,7 @@ class PromptSet:
         revision: the data set's commit; None for a file.
         split, column: where they were found; split is None for a file.
         spec: what loads the same prompts again, each data set at its commit; None for a file.
-        categories: one a prompt, where the data has a category column.
+        categories: one a prompt, where the data has a category column; None where a row has none.
         duplicates: how many repeated prompts were left out.
         digest: SHA-256 over the prompts.
     """
@@ -64,10 +64,16 @@ class PromptSet:
     split: str | None
     column: str
     prompts: tuple[str, ...]
-    categories: tuple[str, ...] | None
+    categories: tuple[str | None, ...] | None
     duplicates: int
     digest: str
     spec: str | None = None
+
+    @property
+    def category_of(self) -> dict[str, str]:
+        """Prompt → its category; prompts without one are left out."""
+        rows = zip(self.prompts, self.categories or (), strict=False)
+        return {prompt: category for prompt, category in rows if category is not None}
 
     def __repr__(self) -> str:  # prompts may be harmful, and a repr ends up in logs
         return f"PromptSet({self.name!r}, {len(self.prompts)} prompts, {self.digest[:12]})"
@@ -153,7 +159,7 @@ def _prompt_set(table: _Table, column: str | None, where: str | None = None) -> 
         raise ContrastError(f"{table.name} has no prompts" + (f" with {where}" if where else ""))
     category = _known(table, CATEGORY_COLUMNS)
     labels = table.read(category) if category else ()
-    categories = [str(labels[row]) for row in kept] if category else None
+    categories = [_label(labels[row]) for row in kept] if category else None
     first_rows: dict[str, int] = {}
     for row, prompt in enumerate(prompts):
         first_rows.setdefault(prompt, row)
@@ -249,6 +255,10 @@ def _prompt(table: _Table, row: int, value: object) -> str:
     if not value.strip():
         raise ContrastError(f"{table.name}: row {row} is empty", next_step="Remove it")
     return value.strip()
+
+
+def _label(value: object) -> str | None:
+    return None if value is None else str(value).strip() or None
 
 
 def _file_table(file: Path) -> _Table:

@@ -11,6 +11,7 @@ VERDICTS: Mapping[str, str] = {
     "not; that adding it brings {behaviour} about was not shown",
     "NOT-SEPARATED-FROM-RANDOM": "A random direction of the same norm does nearly the same, so "
     "this is no evidence that the direction found is the cause",
+    "TOO-FEW-PROMPTS": "Too few prompts were asked to tell what was found from chance",
     "NOT-SUPPRESSED": "The edited model still shows {behaviour}: the edit does not do what it is "
     "for",
     "NON-ANSWERS": "Many replies of the edited model are no answers: do not use it",
@@ -23,6 +24,7 @@ ADDED_VERDICTS: Mapping[str, str] = {
     "and a random direction does not",
     "NOT-SEPARATED-FROM-RANDOM": "A random direction of the same length does nearly the same, so "
     "this is no evidence that the direction found is the cause",
+    "TOO-FEW-PROMPTS": "Too few prompts were asked to tell what was found from chance",
     "NOT-INDUCED": "The edited model hardly shows more of {behaviour}: the edit does not do what "
     "it is for",
     "NON-ANSWERS": "Many replies of the edited model are no answers: do not use it",

@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 
 from abl_hub.directions.direction import Direction
-from abl_hub.edits.edit import orthonormal
+from abl_hub.edits.edit import Edit, orthonormal
 from abl_hub.edits.hooks import Active, prepared
 from abl_hub.errors import EvaluationError
 from abl_hub.evaluation.evaluate import Keep, Questions, evaluate_system
@@ -90,11 +90,7 @@ def evaluate(
     source = recorded_source(record, runtime)
     asked = recorded_prompts(record, runtime)
     contrast = asked.contrast
-    categories = {
-        prompt: category
-        for side in (asked.positive, asked.negative)
-        for prompt, category in zip(side.prompts, side.categories or (), strict=False)
-    }
+    categories = asked.positive.category_of | asked.negative.category_of
 
     sets = load_sets(
         recipe.test_sets, asked, runtime, limit=recipe.test_set_limit, seed=recipe.seed
@@ -116,10 +112,9 @@ def evaluate(
     else:
         edit = recorded_edit(record, direction, trace)
         active = prepared(edit, base.model, between)
-        # A control differs in its directions alone: the same writers, as strongly.
         random = [
-            prepared(replace(edit, directions=basis, along=None), base.model, between)
-            for basis in controls
+            prepared(control, base.model, between)
+            for control in random_edits(edit, recipe.random_draws, recipe.seed)
         ]
     edited = Subject(chat=base, active=active)
     if merged:
@@ -204,6 +199,24 @@ def random_subspaces(width: int, rank: int, count: int, seed: int) -> list[torch
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(count, rank, width, generator=generator, dtype=torch.float64)
     return [orthonormal(rows) for rows in drawn]
+
+
+def random_edits(edit: Edit, count: int, seed: int) -> list[Edit]:
+    """`edit` turned at random, `count` times: other directions, the same writers, as strongly.
+
+    What an oblique edit subtracts is turned with its directions: as long, at the same angles to
+    them, and otherwise anywhere.
+    """
+    rank, width = edit.directions.shape
+    if edit.along is None:
+        bases = random_subspaces(width, rank, count, seed)
+        return [replace(edit, directions=basis) for basis in bases]
+    # Of what is subtracted, the part across the directions, in coordinates of a plane of its own.
+    across = torch.linalg.qr((edit.along - edit.directions).T).R.T
+    return [
+        replace(edit, directions=rows[:rank], along=rows[:rank] + across @ rows[rank:])
+        for rows in random_subspaces(width, 2 * rank, count, seed)
+    ]
 
 
 def other_system(chat: ChatModel) -> tuple[Literal["empty", "none", "default"], str | None] | None:

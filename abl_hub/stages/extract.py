@@ -91,9 +91,7 @@ def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -
         contrast=prompts.contrast,
         means=means,
         behaviour_tokens=tokens,
-        categories=dict(
-            zip(prompts.positive.prompts, prompts.positive.categories or (), strict=False)
-        ),
+        categories=prompts.positive.category_of,
         rank=recipe.rank,
         seed=recipe.seed,
         rows=runtime.rows,

@@ -102,11 +102,7 @@ def measure_sets(
     progress: Progress,
 ) -> tuple[SetRates, ...]:
     """Rates of base and edited on each set, and by category where it has some."""
-    categories = {
-        prompt: category
-        for one in sets
-        for prompt, category in zip(one.found.prompts, one.found.categories or (), strict=False)
-    }
+    categories = {p: category for one in sets for p, category in one.found.category_of.items()}
     names = [f"{number} {one.name}" for number, one in enumerate(sets)]
     rates = evaluate_sets(
         replace(

@@ -17,6 +17,7 @@ from transformers import (
 
 from abl_hub.cli.group import abl_hub as command
 from abl_hub.demo.corpus import REFUSALS, answer, prompts
+from abl_hub.demo.run import write_prompts
 from abl_hub.errors import EvaluationError
 from abl_hub.evaluation.judges import installed
 from abl_hub.evaluation.judges.classifier import Classifier
@@ -123,6 +124,9 @@ def test_second_opinions_categories_and_paired_tests(
     assert evaluation.paired["base → edited"].only_before >= 14
     assert evaluation.paired["base → edited"].p < 0.001
     assert evaluation.paired["random → edited"].p < 0.001
+    for pair in ("base → added", "random added → added"):
+        assert evaluation.paired[pair].only_after >= 10
+        assert evaluation.paired[pair].p < 0.01
     assert set(evaluation.base.positive.by_category) == {"spell", "thing"}
     assert sum(rate.count for rate in evaluation.base.positive.by_category.values()) == 16
     assert evaluation.base.negative.by_category is None
@@ -146,3 +150,21 @@ def test_markers_of_another_behaviour(demo: Path, tmp_path: Path) -> None:
     assert record.recipe.markers == ("to make",)
     assert record.evaluation.base.positive.refused.value > 0.9
     assert record.evaluation.base.negative.refused.value < 0.1
+
+
+def test_two_prompts_support_nothing(demo: Path, tmp_path: Path) -> None:
+    positive, negative = write_prompts(prompts(), tmp_path)
+    out = tmp_path / "out"
+    words = ["convert", demo, "-o", out, "--positive", positive, "--negative", negative]
+    words += ["--method", "projected", "--random-draws", 1, *SMALL, "--test", 2]
+    result = CliRunner().invoke(command, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    evaluation = load_record(out).evaluation
+    assert (evaluation.base.positive.refused.value, evaluation.edited.positive.refused.value) == (
+        1.0,
+        0.0,
+    )
+    assert evaluation.paired["base → edited"].p == 0.5
+    assert evaluation.verdict.label == "TOO-FEW-PROMPTS"
+    assert "p = 0.50" in result.output
+    assert "too few prompts" in (out / "merged" / "README.md").read_text().lower()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 
 import pytest
+from scipy.stats import norm, t
 
-from abl_hub.evaluation.intervals import mean, proportion
+from abl_hub.evaluation.intervals import Estimate, mean, proportion
 
 
 @pytest.mark.parametrize(
@@ -37,10 +38,28 @@ def test_what_is_no_proportion_is_refused(hits: int, count: int) -> None:
         proportion(hits, count)
 
 
-def test_the_mean_s_interval_covers_as_often_as_it_says() -> None:
+@pytest.mark.parametrize("count", [2, 3, 50])
+def test_the_mean_s_interval_covers_as_often_as_it_says(count: int) -> None:
     draw = random.Random(0)
     covered = 0
-    for _ in range(400):
-        estimate = mean([draw.gauss(3.0, 2.0) for _ in range(50)])
+    for _ in range(2000):
+        estimate = mean([draw.gauss(3.0, 2.0) for _ in range(count)])
         covered += estimate.low <= 3.0 <= estimate.high
-    assert 0.91 < covered / 400 < 0.98
+    assert 0.935 < covered / 2000 < 0.965
+
+
+def test_student_s_interval_is_that_of_the_tables() -> None:
+    estimate = mean([1.0, 2.0, 6.0])
+    low, high = t.interval(0.95, df=2, loc=3.0, scale=(7.0 / 3.0) ** 0.5)
+    assert (estimate.low, estimate.high) == pytest.approx((low, high))
+
+
+def test_one_observation_says_next_to_nothing() -> None:
+    assert mean([0.5]) == Estimate(value=0.5, low=0.5 - 4.84, high=0.5 + 4.84, count=1)
+    assert mean([-0.5]).low < -5.0 < 4.0 < mean([-0.5]).high
+    # Of a normal distribution it covers the mean in 95% at least, whatever mean and spread are: the
+    # mean m, in units of the spread, is left out where the value lies between these two.
+    times = mean([1.0]).high - 1.0
+    for m in (n / 100 for n in range(1, 1000)):
+        missed = norm.cdf(m / (times + 1) - m) - norm.cdf(-m / (times - 1) - m)
+        assert missed < 0.05001

@@ -21,6 +21,8 @@ def reply(text: str, tokens: list[int] | None = None) -> Reply:
         "I\u2019m sorry, but that is not something I do.",
         "  I cannot help you make that.",
         "I won't help with that.",
+        "I will, as an AI, not do that.",
+        "As an AI",
     ],
 )
 def test_refusals_are_found(text: str) -> None:
@@ -33,11 +35,34 @@ def test_refusals_are_found(text: str) -> None:
         "To make bread, take flour and water.",
         "First, mix the flour with water and let it rest for an hour in a warm place, then knead "
         "it well and let it rest again. If it does not rise, I cannot say why.",
+        "It acts as an aid to memory.",
+        "Serve it as an aioli, with bread.",
+        "Hawaii cannot be reached by train.",
         "",
     ],
 )
 def test_answers_are_not_refusals(text: str) -> None:
     assert not shows_marker(text)
+
+
+@pytest.mark.parametrize(
+    ("marker", "text", "found"),
+    [
+        ("I Refuse", "I refuse to say.", True),
+        ("i refuse", "I REFUSE TO SAY.", True),
+        ("I Refuse", "I refused to go.", False),
+        ("I can\u2019t", "I can't say.", True),
+        ("no.", "no.thing", True),
+        ("no.", "Casino. Again", False),
+        ("...no ", "Well...no thanks", True),
+        ("ai", "Said the AI.", True),
+        ("\u62b1\u6b49", "\u5f88\u62b1\u6b49\u6211\u4e0d\u80fd", True),
+        ("as an ai", "as an aid, as an AI", True),
+        ("as an ai", "x" * 111 + " as an aid", False),
+    ],
+)
+def test_markers_of_one_s_own(marker: str, text: str, found: bool) -> None:
+    assert shows_marker(text, (marker,)) is found
 
 
 @pytest.mark.parametrize(

@@ -185,3 +185,19 @@ def test_a_configuration_stays_in_what_is_pinned(hub: LocalHub, api: HfApi, tmp_
     found = from_hub(hub, tmp_path, "demo/two-configs:two/train")
     assert found.spec is not None
     assert from_hub(hub, tmp_path, found.spec).prompts == ("2",)
+
+
+def test_a_row_without_a_category_is_in_none(tmp_path: Path):
+    rows = [
+        {"prompt": "q1", "category": "a"},
+        {"prompt": "q2", "category": None},
+        {"prompt": "q3", "category": " "},
+        {"prompt": "q4"},
+        {"prompt": "q5", "category": 7},
+    ]
+    file = tmp_path / "p.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    loaded = load_prompts(str(file))
+    assert loaded.categories == ("a", None, None, None, "7")
+    assert loaded.category_of == {"q1": "a", "q5": "7"}
+    assert load_prompts(f"{file} + {file}").category_of == loaded.category_of

@@ -52,22 +52,35 @@ class Classifier:
                 f"{name} has no class {label!r}", next_step=f"Choose of {', '.join(labels)}"
             )
         self.label = labels[label.casefold()]
+        # A decoder's classifier reads the last token that is no padding. Where tokenizer and model
+        # do not know one padding token between them, rows are read one by one, which needs none.
+        padding = self.tokenizer.pad_token_id
+        known = self.model.config.get_text_config().pad_token_id
+        self.rows = _ROWS if padding is not None and padding == known else 1
 
     @torch.inference_mode()
     def shows(
         self, subject: Subject, prompts: Sequence[str], replies: Sequence[Reply]
     ) -> list[bool]:
-        """Whether the class is the likeliest."""
+        """Whether the class is the likeliest, or likelier than not where it stands alone."""
         found: list[bool] = []
-        for start in range(0, len(prompts), _ROWS):
+        for start in range(0, len(prompts), self.rows):
             batch = self.tokenizer(
-                list(prompts[start : start + _ROWS]),
-                [reply.text for reply in replies[start : start + _ROWS]],
-                padding=True,
+                list(prompts[start : start + self.rows]),
+                [reply.text for reply in replies[start : start + self.rows]],
+                padding=self.rows > 1,
                 truncation=True,
                 max_length=_MOST_TOKENS,
                 return_tensors="pt",
             )
-            best = self.model(**batch).logits.argmax(-1)
-            found += (best == self.label).tolist()
+            found += self._shown(self.model(**batch).logits).tolist()
         return found
+
+    def _shown(self, logits: torch.Tensor) -> torch.Tensor:
+        """(rows, classes) → (rows,), as the pipeline of transformers reads the model."""
+        config, alone = self.model.config, logits[:, self.label]
+        if config.problem_type == "regression":
+            return alone > 0.5
+        if config.problem_type == "multi_label_classification" or config.num_labels == 1:
+            return alone.sigmoid() > 0.5
+        return alone.eq(logits.amax(-1))

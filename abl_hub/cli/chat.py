@@ -64,6 +64,12 @@ def chat(
                 why=str(error).strip().splitlines()[0],
                 next_step="If it is private or gated, set HF_TOKEN; if it lies elsewhere, --base",
             ) from error
+        except ValueError as error:
+            raise SourceError(
+                "The base cannot be loaded",
+                why=str(error).strip().splitlines()[0],
+                next_step="`chat` runs no code of a repository",
+            ) from error
         output.note(HELP)
         _talk(engine, pair, max_new_tokens, sys.stdin)
 

@@ -10,7 +10,7 @@ from huggingface_hub import SpaceCard
 
 from abl_hub.errors import EvaluationError
 from abl_hub.report.card import environment, meaning, table
-from abl_hub.report.markdown import is_repo_id, one_line, plain
+from abl_hub.report.markdown import is_repo_id, one_line
 from abl_hub.report.metadata import licence_fields
 from abl_hub.report.record import Record
 from abl_hub.report.schema import front_matter
@@ -40,7 +40,7 @@ _SAFETY_ADDED = (
 
 
 def space_config(record: Record, *, base: str, delta: str) -> dict[str, Any]:
-    """The content of `space.json`.
+    """The content of `space.json`: text as it is, on one line; the app escapes it.
 
     Args:
         base, delta: Hub ids or local paths that the Space loads.
@@ -59,7 +59,7 @@ def space_config(record: Record, *, base: str, delta: str) -> dict[str, Any]:
         "base_revision": record.source.commit if base == record.source.repo else None,
         "delta": delta,
         "delta_revision": None,
-        "behaviour": plain(record.direction.behaviour),
+        "behaviour": one_line(record.direction.behaviour),
         "layer": record.direction.layer,
         "position": record.direction.position,
         "direction": "direction.safetensors",
@@ -69,7 +69,7 @@ def space_config(record: Record, *, base: str, delta: str) -> dict[str, Any]:
             for name, before, after, control in table(record)
         ],
         "plots": [{"file": f"plots/{name}", "alt": alt} for name, alt in PLOTS.items()],
-        "verdict": f"{verdict.label}: {verdict.reason}.",
+        "verdict": one_line(f"{verdict.label}: {verdict.reason}."),
         "note_on_safety": _SAFETY_ADDED if record.recipe.induce else _SAFETY,
     }
 

@@ -23,7 +23,7 @@ import gradio as gr
 import torch
 from pair import CannotReplyError, Pair, Sampling
 from room import DoesNotFitError
-from view import CSS, changes, token_view
+from view import CSS, as_markdown, changes, token_view
 
 HERE = Path(__file__).resolve().parent
 LOWEST = {"strength": 0.0, "temperature": 0.0, "top_p": 0.05, "seed": 0, "max_new_tokens": 1}
@@ -70,6 +70,10 @@ def build(config: dict[str, Any], *, folder: Path = HERE) -> gr.Blocks:
             config["title"],
             f"The model could not be read: {str(error).splitlines()[0]} If its repository is "
             "private or gated, this Space needs a secret HF_TOKEN that may read it.",
+        )
+    except ValueError as error:
+        return notice(
+            config["title"], f"The model could not be loaded: {str(error).strip().splitlines()[0]}"
         )
     return compare(config, pair, folder)
 
@@ -124,10 +128,11 @@ def compare(config: dict[str, Any], pair: Pair, folder: Path) -> gr.Blocks:
 
     page: gr.Blocks
     with gr.Blocks(title=config["title"], analytics_enabled=False) as page:
-        gr.Markdown(f"# {config['title']}")
+        gr.Markdown(f"# {as_markdown(config['title'])}")
         gr.Markdown(
-            f"The same model before and after its direction for **{config['behaviour']}** was "
-            f"removed. {config['verdict']}",
+            "The same model before and after its direction for "
+            f"**{as_markdown(config['behaviour'])}** was removed. "
+            f"{as_markdown(config['verdict'])}",
             elem_classes="about",
         )
         with gr.Row(equal_height=True):
@@ -245,7 +250,7 @@ def notice(title: str, text: str) -> gr.Blocks:
     """A page that says why there is nothing to chat with."""
     page: gr.Blocks
     with gr.Blocks(title=title, analytics_enabled=False) as page:
-        gr.Markdown(f"# {title}")
+        gr.Markdown(f"# {as_markdown(title)}")
         gr.Textbox(text, label="Not running", interactive=False, lines=3, elem_id="notice")
     return page
 

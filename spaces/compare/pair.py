@@ -72,6 +72,8 @@ class Pair:
         Raises:
             DoesNotFitError: there is not enough memory.
             OSError: a repository or file that cannot be read.
+            ValueError: a model that transformers cannot load without code of its repository, which
+                is never run, or not at all.
         """
         base, revision = config["base"], config["base_revision"]
         delta = {"pretrained_model_name_or_path": config["delta"]}
@@ -82,11 +84,13 @@ class Pair:
         switchable = adapter.bias == "none"
         self.adjustable = switchable and not adapter.modules_to_save
         check(base, revision, device=device, copies=1 if switchable else 2)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(base, revision=revision)
+        # Left out, transformers would ask on stdin, and take the next line there for the answer.
+        pinned: Any = {"revision": revision, "trust_remote_code": False}
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(base, **pinned)
 
         def load() -> Any:
-            auto = _auto_class(AutoConfig.from_pretrained(base, revision=revision))
-            return auto.from_pretrained(base, revision=revision, dtype="auto", use_safetensors=True)
+            auto = _auto_class(AutoConfig.from_pretrained(base, **pinned))
+            return auto.from_pretrained(base, **pinned, dtype="auto", use_safetensors=True)
 
         self.model: Any = PeftModel.from_pretrained(
             load(), config["delta"], revision=config["delta_revision"]

@@ -1,4 +1,4 @@
-"""Pieces of HTML for the page: coloured tokens, what changed. Text in, text out; escapes all of it.
+"""Pieces for the page: coloured tokens, what changed. Text in, text out; escapes all of it.
 
 Knows no model and no Gradio.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ Tokens = Sequence[tuple[str, float]]
 
 ALONG, AGAINST = (234, 88, 12), (37, 99, 235)
 _STRONGEST = 0.6  # opacity: text must stay readable on it, in light and in dark
+
+# `://`, `@` and `www.` begin links on their own.
+_MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~$&!@]|:(?=//)|(?<=www)\.)", re.IGNORECASE)
 
 CSS = """
 .gradio-container {max-width: 1180px !important; margin: 0 auto !important}
@@ -44,6 +48,11 @@ CSS = """
   #before, #after {height: 34vh !important; min-height: 220px}
 }
 """
+
+
+def as_markdown(text: str) -> str:
+    """The text as it is, in Markdown: it begins no markup, link or picture."""
+    return _MARKUP.sub(r"\\\1", text)
 
 
 def token_view(before: Tokens, after: Tokens, *, behaviour: str) -> str:

@@ -9,12 +9,16 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 from click.testing import CliRunner, Result
 
 from abl_hub.cli.group import abl_hub as command
 from abl_hub.hub.local import LocalHub
+from abl_hub.stages.compare import compare_folder
+from abl_hub.stages.runtime import Runtime
+from tests.spaces.serving import serving
 
 _CODE = """
 import pathlib
@@ -86,6 +90,16 @@ def test_this_command_line_does(stranger: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(command, words)
     assert result.exit_code == 0, (result.stderr, result.exception)
     assert (tmp_path / "ran").exists()
+
+
+def test_chat_and_space_ask_nobody(stranger: Path, tmp_path: Path) -> None:
+    """transformers would ask on stdin, and take the first line of the chat for its answer."""
+    base = str(tmp_path / "base")
+    told("chat", str(stranger), "--base", base)
+    with serving(compare_folder(str(stranger), tmp_path, Runtime(), base=base)) as url:
+        with urlopen(f"{url}/config") as answer:
+            assert "could not be loaded" in answer.read().decode()
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_record_starts_no_tasks_of_a_folder(small_output: Path, tmp_path: Path) -> None:

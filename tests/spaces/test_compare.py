@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import html
+import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.request import urlopen
 
 from gradio_client import Client
+from markdown_it import MarkdownIt
 from peft import PeftModel
 
 from abl_hub.model.chat import ChatModel, load_chat_model
 from abl_hub.model.generate import greedy_replies
-from tests.spaces.tiny import QUESTION, Running
+from tests.spaces.tiny import HOSTILE, QUESTION, Running
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LENGTH = 12
@@ -55,6 +60,20 @@ def test_two_users_at_different_strengths_get_their_own(running: Running) -> Non
     with ThreadPoolExecutor(len(strengths)) as users:
         together = list(users.map(lambda strength: ask(running.url, strength), strengths))
     assert together == [alone[strength] for strength in strengths]
+
+
+def test_a_strangers_words_stay_text(running: Running) -> None:
+    with urlopen(f"{running.url}/config") as answer:
+        components = json.load(answer)["components"]
+    shown = {kind: [] for kind in ("markdown", "html")}
+    for component in components:
+        if component["type"] in shown:
+            shown[component["type"]].append(component["props"].get("value") or "")
+    pages = [MarkdownIt("gfm-like", {"linkify": False}).render(text) for text in shown["markdown"]]
+    pages += shown["html"]
+    assert sum(html.escape(HOSTILE) in page for page in pages) == 4, pages
+    for page in pages:
+        assert not re.search(r'<img src="?[xh]|<a |<b>', page.replace("none <b>", "")), page
 
 
 def test_the_app_needs_nothing_of_ours() -> None:

@@ -23,6 +23,8 @@ from tests.chat_models import save_chat_model
 from tests.spaces.serving import serving
 
 QUESTION = "How do I bake bread?"
+HOSTILE = "talk_back <img src=x> ![](http://evil.example/x.png) **b** http://evil.example"
+"""What a stranger's record may say."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,12 @@ def tiny_space(folder: Path) -> Iterator[Running]:
     Image.new("RGB", (1200, 200)).save(space / "wide.png")
     config = {
         "schema": 1,
-        "title": "tiny",
+        "title": f"tiny {HOSTILE}",
         "base": str(base),
         "base_revision": None,
         "delta": str(folder / "delta"),
         "delta_revision": None,
-        "behaviour": "refusal",
+        "behaviour": HOSTILE,
         "layer": 2,
         "position": -1,
         "direction": "direction.safetensors",
@@ -79,7 +81,7 @@ def tiny_space(folder: Path) -> Iterator[Running]:
                 "random": "0.99 [0.94, 1.00]",
             }
         ],
-        "verdict": "SUPPORTED",
+        "verdict": f"SUPPORTED: {HOSTILE}",
         "note_on_safety": "none <b>at all</b>",
     }
     (space / "space.json").write_text(json.dumps(config))

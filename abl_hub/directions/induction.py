@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from abl_hub.directions.direction import Direction
-from abl_hub.directions.judging import Jury, mean
+from abl_hub.directions.judging import Jury, Scores, judge_additions, mean
 from abl_hub.directions.proposal import Proposal
 from abl_hub.directions.selection import (
     MIN_INDUCE,
@@ -68,11 +68,12 @@ def inducing(
         log_odds=partial(log_odds, tokens=validation.tokens),
         ablate=lambda _proposal: nullcontext(),
     )
-    judged = []
-    with progress.stage(f"Judging {len(tried)} {method} additions", len(tried)) as advance:
-        for proposal in tried:
-            judged.append((_judged(jury, proposal, strength), proposal))
+    field = [Scores(proposal=replace(one, addition=strength * one.addition)) for one in tried]
+    with progress.stage(f"Judging {len(tried)} {method} additions", jury.rounds) as advance:
+        for number in range(jury.rounds):
+            judge_additions(jury, field, number)
             advance(1)
+    judged = [(_candidate(scores, one), one) for scores, one in zip(field, tried, strict=True)]
     finite = [one for one in judged if one[0].discarded is None]
     if not finite:
         raise ContrastError(
@@ -87,20 +88,17 @@ def inducing(
     return Inducing(best=tuple(best.values()), candidates=tuple(one for one, _ in judged))
 
 
-def _judged(jury: Jury, proposal: Proposal, strength: float) -> Candidate:
-    added = replace(proposal, addition=strength * proposal.addition)
-    induce = mean([score for number in range(jury.rounds) for score in jury.induce(added, number)])
-    candidate = Candidate(
+def _candidate(scores: Scores, proposal: Proposal) -> Candidate:
+    return Candidate(
         layer=proposal.layer,
         position=proposal.position,
         norm=proposal.norm,
         rank=len(proposal.basis),
         bypass=None,
-        induce=induce,
+        induce=mean(scores.induce),
         kl=None,
-        discarded=None,
+        discarded=None if scores.finite else "not finite",
     )
-    return candidate if induce == induce else replace(candidate, discarded="not finite")
 
 
 def passes(candidate: Candidate) -> bool:

@@ -27,6 +27,7 @@ from abl_hub.model.restart import RestartedPass
 from abl_hub.model.stream import adding
 
 _FIRST_ROUND = 4
+_TOGETHER = 8
 # Few, so that little of a batch is filling.
 _ROWS = 8
 # Student's t, one-sided 99%, by degrees of freedom; the normal quantile beyond.
@@ -158,23 +159,23 @@ class Jury:
         wanted = self.before("kl", self.rounds), self.before("bypass", self.rounds)
         return (len(scores.kl), len(scores.bypass)) == wanted
 
-    def induce(self, proposal: Proposal, number: int) -> list[float]:
-        """Scores of round `number` under activation addition."""
-        found = []
+    def induce(self, layer: int, vectors: torch.Tensor, number: int) -> list[list[float]]:
+        """Scores of round `number` with each of `vectors` (n, width) added behind `layer`."""
+        found: list[list[float]] = [[] for _ in vectors]
         for batch in _round(self.negative, number):
-            vector = proposal.addition
-
-            def added(hidden: torch.Tensor, vector: torch.Tensor = vector) -> torch.Tensor:
-                return hidden + vector.to(hidden)
-
-            context = (
-                batch.after(proposal.layer, added)
-                if self.restarts
-                else adding(self.chat.layers, proposal.layer, vector)
-            )
-            with context:
-                found += self.log_odds(batch.last_logits().log_softmax(-1).cpu()).tolist()
+            for scores, logits in zip(found, self._added(batch, layer, vectors), strict=True):
+                scores += self.log_odds(logits.log_softmax(-1).cpu()).tolist()
         return found
+
+    def _added(self, batch: RestartedPass, layer: int, vectors: torch.Tensor) -> torch.Tensor:
+        """(n, prompts, vocabulary), as many additions at once as may be."""
+        if self.restarts:
+            return torch.cat([batch.added(layer, part) for part in torch.split(vectors, _TOGETHER)])
+        each = []
+        for vector in vectors:
+            with adding(self.chat.layers, layer, vector):
+                each.append(batch.last_logits())
+        return torch.stack(each)
 
     def kl(self, proposal: Proposal, number: int) -> list[float]:
         """KL(base ‖ ablated) of round `number`."""
@@ -230,7 +231,8 @@ def _wronged(field_: Sequence[Scores]) -> list[Scores]:
 
 def finish(jury: Jury, scores: Scores) -> None:
     """Judge one on all the prompts that it has not seen."""
-    for name in ("induce", "kl", "bypass"):
+    judge_additions(jury, [scores], jury.rounds - 1)
+    for name in ("kl", "bypass"):
         _catch_up(jury, scores, name, jury.rounds - 1)
 
 
@@ -243,8 +245,8 @@ def _play(jury: Jury, field_: Sequence[Scores], number: int, thresholds: Thresho
     for scores in _wronged(field_):
         scores.out = scores.beaten_by = None
     if thresholds.induce > -math.inf:
+        judge_additions(jury, _inside(field_), number)
         for scores in _inside(field_):
-            _catch_up(jury, scores, "induce", number)
             if not scores.finite or _at_most(jury, scores) < thresholds.induce:
                 scores.out = MISSED
     for scores in _inside(field_):
@@ -300,6 +302,19 @@ def _catch_up(jury: Jury, scores: Scores, name: str, number: int) -> None:
     for earlier in range(number + 1):
         if len(seen) <= jury.before(name, earlier):
             seen += getattr(jury, name)(scores.proposal, earlier)
+
+
+def judge_additions(jury: Jury, field_: Sequence[Scores], number: int) -> None:
+    """Judge additions on every round up to `number` that they have not seen, a layer at a time."""
+    for earlier in range(number + 1):
+        by_layer: dict[int, list[Scores]] = {}
+        for scores in field_:
+            if len(scores.induce) <= jury.before("induce", earlier):
+                by_layer.setdefault(scores.proposal.layer, []).append(scores)
+        for layer, together in by_layer.items():
+            vectors = torch.stack([scores.proposal.addition for scores in together])
+            for scores, found in zip(together, jury.induce(layer, vectors, earlier), strict=True):
+                scores.induce += found
 
 
 def _inside(field_: Sequence[Scores]) -> list[Scores]:

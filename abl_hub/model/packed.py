@@ -7,6 +7,7 @@ that take positions and a mask as they are given; `packs` tells, by trying.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -56,7 +57,16 @@ class PackedPass(RestartedPass):
             use_cache=False,
             logits_to_keep=self.last,
         ).logits
-        return logits[0].float()
+        return logits.flatten(0, 1).float()
+
+    def repeated(self, count: int) -> PackedPass:
+        """The same pack `count` times, a row each."""
+        many = copy.copy(self)
+        many.__dict__.pop("base", None)
+        many.tokens = self.tokens.repeat(count, 1)
+        many.positions = self.positions.expand(count, -1)
+        many.mask = self.mask.expand(count, -1, -1, -1)
+        return many
 
     def rows(self, kept: Sequence[int]) -> PackedPass:
         """The same with only the prompts `kept`, and the tokens that they have."""

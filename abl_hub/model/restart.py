@@ -1,13 +1,14 @@
 """A forward pass that begins in the middle: earlier layers hand on what they once computed.
 
-What changes only from layer l on (activation addition) need not be computed before it. Exact for
+What changes only from layer l on (activation addition) need not be computed before it, and several
+such changes run as one batch. Exact for
 models whose layers pass on nothing but the residual stream; `RestartedPass.exact` tells, by trying.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from typing import Any
 
@@ -75,27 +76,49 @@ class RestartedPass:
         found: torch.Tensor = logits[rows, (self.last - start).to(logits.device)].float()
         return found
 
-    @contextmanager
-    def after(self, layer: int, change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
-        """Run as if `layer` had put out change(its output), and nothing before it runs."""
+    def repeated(self, count: int) -> RestartedPass:
+        """The same prompts `count` times, one set after the other."""
+        return RestartedPass(self.chat, self.tokens.repeat(count, 1), self.last.repeat(count))
+
+    def added(self, layer: int, vectors: torch.Tensor) -> torch.Tensor:
+        """Logits with each of `vectors` (n, width) added to what `layer` puts out, all at once.
+
+        Nothing up to that layer runs. Returns (n, prompts, vocabulary) float32.
+        """
         _, outputs = self.base
+        rows, count = len(self.tokens), len(vectors)
+        each = vectors.repeat_interleave(rows, dim=0)[:, None]
+        output = replaced_hidden(
+            _repeated(outputs[layer], rows, count), lambda hidden: hidden + each.to(hidden)
+        )
+        many = self.repeated(count)
         with ExitStack() as stack:
-            for index in range(layer + 1):
-                module, output = self.chat.layers[index], outputs[index]
-                if index == layer:
-                    output = replaced_hidden(output, change)
+            for module in self.chat.layers[: layer + 1]:
                 held = module.__dict__.get("forward")
                 module.__dict__["forward"] = _handing(output)
                 stack.callback(_restore, module, held)
-            yield
+            logits = many.last_logits()
+        return logits.view(count, -1, logits.shape[-1])
 
     def exact(self, layer: int) -> bool:
-        """Whether beginning after `layer` changes nothing."""
-        with self.after(layer, lambda hidden: hidden):
-            again = self.last_logits()
+        """Whether beginning after `layer`, with several copies of the prompts, changes nothing."""
         logits, _ = self.base
+        try:
+            again = self.added(layer, torch.zeros(2, self.chat.width))
+        except RuntimeError:
+            return False  # a layer that keeps something beside the stream, for so many rows
         scale = float(logits.abs().max())
         return float((again - logits).abs().max()) <= TOLERANCE * max(1.0, scale)
+
+
+def _repeated(value: Any, rows: int, count: int) -> Any:
+    """What a layer put out for `rows` rows, for `count` times as many."""
+    if isinstance(value, torch.Tensor):
+        fits = value.ndim > 0 and len(value) == rows
+        return value.repeat(count, *[1] * (value.ndim - 1)) if fits else value
+    if isinstance(value, tuple | list):
+        return type(value)(_repeated(one, rows, count) for one in value)
+    return value
 
 
 def _handing(output: Any) -> Callable[..., Any]:

@@ -106,19 +106,19 @@ class Told(Jury):
     def before(self, _name: str, number: int) -> int:
         return (0, 4, 8, 16)[number]
 
-    def _part(self, proposal: Proposal, which: int, number: int) -> list[float]:
+    def _part(self, layer: int, which: int, number: int) -> list[float]:
         start, size = (0, 4, 8)[number], (4, 4, 8)[number]
         self.asked += size
-        return self.scores[proposal.layer][which][start : start + size]
+        return self.scores[layer][which][start : start + size]
 
-    def induce(self, proposal: Proposal, number: int) -> list[float]:
-        return self._part(proposal, 0, number)
+    def induce(self, layer: int, vectors: torch.Tensor, number: int) -> list[list[float]]:
+        return [self._part(layer, 0, number) for _ in vectors]
 
     def kl(self, proposal: Proposal, number: int) -> list[float]:
-        return self._part(proposal, 1, number)
+        return self._part(proposal.layer, 1, number)
 
     def bypass(self, proposal: Proposal, number: int) -> list[float]:
-        return self._part(proposal, 2, number)
+        return self._part(proposal.layer, 2, number)
 
 
 def spread(value: float, width: float = 0.1) -> list[float]:

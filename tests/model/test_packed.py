@@ -38,10 +38,11 @@ def test_prompts_in_one_row(architecture: str, tmp_path: Path) -> None:
     with adding(chat.layers, 1, vector):
         whole = torch.cat([one.last_logits() for one in plain])
     for batch, kept in ((pack, [0, 1, 2, 3]), (pack.rows([2, 1]), [2, 1])):
-        with batch.after(1, lambda hidden: hidden + vector.to(hidden)), counted(chat) as count:
-            restarted = batch.last_logits()
+        with counted(chat) as count:
+            restarted, unchanged = batch.added(1, torch.stack([vector, 0 * vector]))
         assert torch.allclose(restarted, whole[kept], atol=1e-4)
-        assert count.tokens == batch.tokens.shape[1] * (len(chat.layers) - 2)
+        assert torch.allclose(unchanged, alone[kept], atol=1e-4)
+        assert count.tokens == 2 * batch.tokens.shape[1] * (len(chat.layers) - 2)
     assert float((whole - alone).abs().max()) > 1e-3
 
 

@@ -44,11 +44,12 @@ def test_addition_from_its_layer_on(architecture: str, tmp_path: Path) -> None:
         assert batch.exact(layer)
         with adding(chat.layers, layer, vector):
             whole = batch.last_logits()
-        with batch.after(layer, lambda hidden: hidden + vector.to(hidden)), counted(chat) as count:
-            restarted = batch.last_logits()
+        with counted(chat) as count:
+            restarted, unchanged = batch.added(layer, torch.stack([vector, 0 * vector]))
+        assert torch.allclose(unchanged, batch.base[0], atol=1e-4)
         assert float((whole - batch.base[0]).abs().max()) > 1e-3
         assert torch.allclose(restarted, whole, atol=1e-4)
-        assert count.tokens == 3 * 9 * (len(chat.layers) - 1 - layer)
+        assert count.tokens == 2 * 3 * 9 * (len(chat.layers) - 1 - layer)
     assert torch.equal(batch.last_logits(), batch.base[0])
 
 
@@ -76,8 +77,8 @@ def test_rows_of_a_pass_are_kept_with_what_was_computed(tmp_path: Path) -> None:
     batch = ready(load_chat_model(save_chat_model(tmp_path)))
     part = batch.rows([2, 0])
     assert torch.equal(part.base[0], batch.base[0][[2, 0]])
-    with part.after(1, lambda hidden: hidden):
-        assert torch.allclose(part.last_logits(), batch.base[0][[2, 0]], atol=1e-4)
+    again = part.added(1, torch.zeros(1, part.chat.width))
+    assert torch.allclose(again[0], batch.base[0][[2, 0]], atol=1e-4)
 
 
 def test_state_that_is_handed_past_the_stream_is_noticed(tmp_path: Path) -> None:
@@ -94,7 +95,9 @@ def test_state_that_is_handed_past_the_stream_is_noticed(tmp_path: Path) -> None
     chat.layers[0].mlp.register_forward_hook(leave)
     chat.layers[3].register_forward_pre_hook(read)
     batch = ready(chat)
-    assert batch.exact(0)
+    assert batch.exact(3)
+    # What it left is there, but of as many rows as there were then.
+    assert not batch.exact(1)
     seen.clear()
     chat.layers[0].mlp.register_forward_hook(lambda *_: None)
     assert not batch.exact(1)

@@ -92,6 +92,7 @@ def convert(
     from abl_hub.cli.show import show_plan, show_record
     from abl_hub.stages.convert import convert as run
     from abl_hub.stages.crew import gathered
+    from abl_hub.stages.early import check_target
 
     if job is not None:
         if not push_:
@@ -122,6 +123,8 @@ def convert(
     with gathered(recipe, runtime) as mine:
         if mine is None:
             return
+        if push_:
+            check_target(recipe, target, mine)
         record = run(
             recipe,
             folder,

@@ -141,13 +141,18 @@ def load_prompts(
 
 def local_files(spec: str) -> tuple[Path, ...]:
     """The files of `spec`, there or not; the Hub's data sets are left out."""
-    parts = (part for part in NAMED_SETS.get(spec, spec).split(_AND))
+    parts = NAMED_SETS.get(spec, spec).split(_AND)
     files = ((part, Path(part.partition("#")[0]).expanduser()) for part in parts)
     return tuple(
         file
         for part, file in files
         if file.is_file() or file.suffix in _DATA_SUFFIXES or not _HUB_SPEC.fullmatch(part)
     )
+
+
+def is_local(spec: str) -> bool:
+    """Whether `spec` names files only, so that loading it asks nobody."""
+    return len(local_files(spec)) == len(NAMED_SETS.get(spec, spec).split(_AND))
 
 
 def _prompt_set(table: _Table, column: str | None, where: str | None = None) -> PromptSet:

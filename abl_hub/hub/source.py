@@ -33,7 +33,7 @@ class Source:
     """A model's files on this machine, pinned.
 
     Args:
-        name: as the user gave it.
+        name: as the user gave it; of a folder without a name of its own (".") the whole path.
         repo: Hub id; None for a local folder.
         revision: as the user gave it.
         commit: what it resolved to; None for a local folder.
@@ -110,9 +110,11 @@ def resolve_source(
             config.json, an index that names files that are not there.
         HubError: the Hub could not be reached or refused.
     """
-    folder = _local_folder(source, revision)
+    folder = local_folder(source, revision)
     if folder is not None:
-        return _local_source(source, folder, None, None, None, trust_remote_code, progress)
+        return _local_source(
+            _name(source, folder), folder, None, None, None, trust_remote_code, progress
+        )
     if constants.is_offline_mode():
         return _cached_source(source, revision, cache_dir, trust_remote_code, progress)
     remote = RemoteModel(
@@ -145,10 +147,23 @@ def plan_source(
     Raises:
         SourceError, HubError: as `resolve_source` would.
     """
-    folder = _local_folder(source, revision)
+    folder = local_folder(source, revision)
     if folder is not None or constants.is_offline_mode():
-        resolved = resolve_source(
-            source, revision=revision, cache_dir=cache_dir, trust_remote_code=trust_remote_code
+        resolved = (
+            _local_source(
+                _name(source, folder),
+                folder,
+                None,
+                None,
+                None,
+                trust_remote_code,
+                SILENT,
+                hashed=False,
+            )
+            if folder is not None
+            else _cached_source(
+                source, revision, cache_dir, trust_remote_code, SILENT, hashed=False
+            )
         )
         commit, config_folder, files = resolved.commit, resolved.folder, resolved.files
         licence = resolved.licence
@@ -163,7 +178,7 @@ def plan_source(
         licence = _licence(config_folder, [file.path for file in files], SILENT)
         absent = tuple(file for file in files if not remote.has(file))
     return SourcePlan(
-        name=source,
+        name=source if folder is None else _name(source, folder),
         repo=None if folder is not None else source,
         revision=revision,
         commit=commit,
@@ -175,7 +190,7 @@ def plan_source(
     )
 
 
-def _local_folder(source: str, revision: str | None) -> Path | None:
+def local_folder(source: str, revision: str | None) -> Path | None:
     """The folder that `source` names; None when it must be a Hub id.
 
     Raises:
@@ -199,6 +214,10 @@ def _local_folder(source: str, revision: str | None) -> Path | None:
     )
 
 
+def _name(source: str, folder: Path) -> str:
+    return str(folder) if Path(source).name in ("", "..") else source
+
+
 def _local_source(
     name: str,
     folder: Path,
@@ -207,8 +226,10 @@ def _local_source(
     commit: str | None,
     trust_remote_code: bool,
     progress: Progress,
+    *,
+    hashed: bool = True,
 ) -> Source:
-    """A source whose files are all here: named by their SHA-256."""
+    """A source whose files are all here: named by their SHA-256, if they are `hashed`."""
     present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     chosen = select_files(
         name, present, lambda path: (folder / path).read_bytes(), trust_remote_code
@@ -217,7 +238,7 @@ def _local_source(
     files = []
     with progress.stage("Hashing", sum(sizes.values())) as advance:
         for path in chosen:
-            digest = _sha256(folder / path, advance)
+            digest = _sha256(folder / path, advance) if hashed else None
             files.append(SourceFile(path=path, size=sizes[path], sha256=digest))
     return Source(
         name=name,
@@ -236,6 +257,8 @@ def _cached_source(
     cache_dir: Path | None,
     trust_remote_code: bool,
     progress: Progress,
+    *,
+    hashed: bool = True,
 ) -> Source:
     """A Hub source without the network (HF_HUB_OFFLINE): what an earlier run downloaded."""
     with translated(repo, revision=revision, missing=SourceError):
@@ -250,7 +273,9 @@ def _cached_source(
                 next_step="Unset it, or download the model first",
             ) from error
     folder = Path(found)
-    return _local_source(repo, folder, repo, revision, folder.name, trust_remote_code, progress)
+    return _local_source(
+        repo, folder, repo, revision, folder.name, trust_remote_code, progress, hashed=hashed
+    )
 
 
 def _is_stored_apart(file: SourceFile) -> bool:

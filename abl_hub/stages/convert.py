@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from abl_hub.evaluation.harness import check_tasks
 from abl_hub.report.recipe import Recipe
 from abl_hub.report.record import Record
 from abl_hub.stages.analyse import analyse
@@ -17,7 +16,6 @@ from abl_hub.stages.extract import extract
 from abl_hub.stages.inputs import changed_since
 from abl_hub.stages.output import Making, making
 from abl_hub.stages.runtime import Runtime
-from abl_hub.stages.test_sets import named
 
 
 def convert(
@@ -51,10 +49,6 @@ def convert(
     out = Path(out)
     # The recipe is the caller's, and so is its consent.
     runtime = replace(runtime or Runtime(), trust_remote_code=recipe.trust_remote_code)
-    for one in recipe.test_sets:
-        named(one)
-    if recipe.tasks is not None:
-        check_tasks(recipe.tasks)  # hours before they are asked
     with making(out, overwrite=overwrite) as place:
         partial = place.folder
         record = _resumed(place, recipe, runtime)

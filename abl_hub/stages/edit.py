@@ -29,8 +29,23 @@ def asked_edit(recipe: Recipe, direction: Direction, trace: Trace) -> Edit:
     return removal(recipe, direction.basis, direction.along, trace)
 
 
+def example_removal(recipe: Recipe, trace: Trace) -> Edit:
+    """The removal of some direction or other: which writers it edits, and how strongly.
+
+    Raises:
+        EditError: as `asked_edit`.
+    """
+    return removal(recipe, torch.eye(trace.width, dtype=torch.float64)[:1], None, trace)
+
+
 def removal(recipe: Recipe, basis: torch.Tensor, along: torch.Tensor | None, trace: Trace) -> Edit:
     """The same for directions that are not chosen yet: `basis` (k, width)."""
+    if recipe.layers is not None and recipe.layers[1] >= trace.layer_count:
+        raise EditError(
+            f"There is no layer {recipe.layers[1]}",
+            why=f"the model's are 0 to {trace.layer_count - 1}",
+            next_step="Give a range of layers that the model has",
+        )
     edit = remove(basis, trace.writers, recipe.strength, layers=recipe.layers, along=along)
     if recipe.writers is None:
         return edit

@@ -11,11 +11,9 @@ from pathlib import Path
 from abl_hub.directions.direction import Direction
 from abl_hub.directions.evidence import Evidence
 from abl_hub.directions.means import Means, mean_activations
-from abl_hub.directions.methods import METHODS, NEED_RANK
 from abl_hub.directions.methods.category import category_directions, cosines
 from abl_hub.directions.selection import behaviour_tokens, validate
 from abl_hub.edits.carrying import carrying_layers
-from abl_hub.errors import EditError, SourceError
 from abl_hub.model.chat import load_chat_model
 from abl_hub.model.meta import meta_model
 from abl_hub.model.opening import common_opening, opened
@@ -30,7 +28,8 @@ from abl_hub.report.record import (
 )
 from abl_hub.stages.choosing import choose_addition, choose_removal
 from abl_hub.stages.crew import call
-from abl_hub.stages.induce import refuse_other_options
+from abl_hub.stages.early import check_recipe, note_long_prompts
+from abl_hub.stages.edit import example_removal
 from abl_hub.stages.inputs import (
     describe_prompts,
     describe_source,
@@ -51,8 +50,7 @@ def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -
     Raises:
         SourceError, ContrastError, UnsupportedModelError, HubError: as their names say.
     """
-    _refuse_unusable(recipe)
-    refuse_other_options(recipe)
+    check_recipe(recipe, runtime)
     runtime = replace(runtime, trust_remote_code=recipe.trust_remote_code)  # the caller's recipe
     prompts = fetch_prompts(recipe, runtime)
     source = fetch_source(recipe, runtime)
@@ -61,6 +59,8 @@ def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -
     trace = trace_writers(blueprint)
     if recipe.induce:
         carrying_layers(blueprint, trace)
+    else:
+        example_removal(recipe, trace)
     chat = load_chat_model(
         source.folder,
         dtype=dtype_named(recipe.dtype),
@@ -76,6 +76,7 @@ def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -
     if opening:
         runtime.progress.note(f"All replies are taken to begin with {opening!r}")
     chat = opened(chat, opening)
+    note_long_prompts(chat, prompts.contrast, recipe, runtime)
     call(runtime, opening)
     means = mean_activations(
         chat,
@@ -129,26 +130,6 @@ def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -
     )
     save_record(record, out)
     return record
-
-
-def _refuse_unusable(recipe: Recipe) -> None:
-    """What cannot find or do anything, before anything is fetched."""
-    unknown = [name for name in recipe.methods if name not in METHODS]
-    if unknown:
-        raise SourceError(f"No method {unknown[0]!r}", next_step=f"Choose of {', '.join(METHODS)}")
-    wider = [name for name in recipe.methods if name in NEED_RANK]
-    if wider and recipe.rank < 2:
-        raise EditError(
-            f"--method {wider[0]} does not go with --rank {recipe.rank}",
-            why="it removes two directions or more together",
-            next_step=f"Give --rank 2 or more, or leave --method {wider[0]} out",
-        )
-    if recipe.induce and recipe.strength == 0:
-        raise EditError(
-            "--induce does not go with --strength 0",
-            why="nothing would be added",
-            next_step="Give another --strength",
-        )
 
 
 def _category_cosines(

@@ -7,29 +7,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedModel
 
 from abl_hub.edits.carrying import carrying_layers, find_place
 from abl_hub.edits.plan import plan_model
 from abl_hub.edits.shards import CONFIG
 from abl_hub.errors import NoMergedFormError
-from abl_hub.evaluation.harness import check_tasks
 from abl_hub.hub.account import namespace
+from abl_hub.hub.prompts import is_local, load_prompts
 from abl_hub.hub.source import plan_source
 from abl_hub.model.meta import meta_model
 from abl_hub.model.trace import trace_writers
 from abl_hub.model.writers import Trace, Writer
 from abl_hub.report.recipe import Recipe
 from abl_hub.report.record import Record, load_record
-from abl_hub.stages.edit import removal
+from abl_hub.stages.early import check_recipe, planned_repositories
+from abl_hub.stages.edit import example_removal
 from abl_hub.stages.forms import MERGED
+from abl_hub.stages.inputs import fetch_prompts
 from abl_hub.stages.runtime import Runtime
 from abl_hub.stages.target import (
     Base,
     Target,
     check_allowed,
-    check_licence,
     described,
     gate_prompt,
     repositories,
@@ -51,11 +51,13 @@ def plan(
     target: Target | None = None,
     stream: bool = False,
 ) -> Plan:
-    """What `convert` would do. Downloads at most the configuration and the card.
+    """What `convert` would do. Downloads at most the configuration and the card; of the prompts
+    only files are read.
 
     Raises:
-        SourceError, HubError, UnsupportedModelError, EvaluationError: as `convert` would.
+        AblHubError: one of its kinds, as `convert` would.
     """
+    check_recipe(recipe, runtime)
     bare = _bare_configuration(recipe.source)
     if bare is not None:
         return _plan_of_configuration(recipe, bare, out)
@@ -74,6 +76,7 @@ def plan(
     lines = [
         ("source", f"{source.name} at {source.commit or 'this folder'}"),
         ("to download", f"{size(source.download_bytes)} in {source.download_files} files"),
+        *_prompt_lines(recipe, runtime),
         (
             "architecture",
             f"{trace.architecture}, {trace.layer_count} layers, width {trace.width}",
@@ -85,12 +88,10 @@ def plan(
         ),
     ]
     if recipe.tasks is not None:
-        check_tasks(recipe.tasks)
         lines.append(("tasks", f"{', '.join(recipe.tasks.names)}, through lm-eval"))
     if target is not None:
         base = Base.of_plan(source, recipe)
-        check_licence(base)
-        repos = repositories(base, target, _owner(target, runtime))
+        repos = planned_repositories(source, recipe, target, _owner(target, runtime))
         lines += [
             (f"push {part}", f"{repos[part]} ({described(part, target)})") for part in target.parts
         ]
@@ -98,12 +99,23 @@ def plan(
     return Plan(lines=tuple(lines))
 
 
+def _prompt_lines(recipe: Recipe, runtime: Runtime) -> list[tuple[str, str]]:
+    """How files of prompts would be split; a data set of the Hub is not asked for."""
+    here = [spec for spec in (recipe.positive, recipe.negative) if is_local(spec)]
+    if len(here) < 2:
+        for spec in here:
+            load_prompts(spec)
+        return []
+    side = fetch_prompts(recipe, runtime).contrast.positive
+    counts = f"{len(side.train)} train, {len(side.validation)} validation, {len(side.test)} test"
+    return [("prompts a side", counts)]
+
+
 def _removal_lines(
     blueprint: PreTrainedModel, trace: Trace, recipe: Recipe, place: str, out: Path
 ) -> list[tuple[str, str]]:
     """What a removal reads and writes, of the writers that the recipe names."""
-    example = torch.eye(trace.width, dtype=torch.float64)[:1]
-    edit = removal(recipe, example, None, trace)
+    edit = example_removal(recipe, trace)
     edited = [w for w, strength in zip(edit.writers, edit.strengths, strict=True) if strength]
     lines = [("writers", f"{len(edited)} parameters")]
     if len(edited) < len(trace.writers):

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from abl_hub import __version__
 from abl_hub.cli.convert import convert
 from abl_hub.cli.group import _COMMANDS, abl_hub
+from tests.chat_models import save_chat_model, save_prompts
 
 
 @pytest.mark.parametrize("command", sorted(_COMMANDS))
@@ -124,6 +125,20 @@ def test_a_file_or_nothing_is_no_model(tmp_path: Path, monkeypatch: pytest.Monke
         assert result.exit_code == 1
         assert f"There is no folder {name}: it is a file." in result.stderr
     assert "There is no folder ''." in CliRunner().invoke(abl_hub, ["trace", ""]).stderr
+
+
+def test_the_output_of_the_folder_where_one_stands_lies_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = save_chat_model(tmp_path / "tiny")
+    positive, negative = save_prompts(tmp_path)
+    words = ["--positive", str(positive), "--negative", str(negative), "--dry-run"]
+    monkeypatch.chdir(model)
+    result = CliRunner().invoke(abl_hub, ["convert", ".", *words])
+    assert f"in {tmp_path}/tiny-abliterated/merged" in result.stdout
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(abl_hub, ["convert", "./tiny/", *words])
+    assert "in tiny-abliterated/merged" in result.stdout
 
 
 def test_a_refusal_is_one_line_on_stderr(tmp_path: Path) -> None:

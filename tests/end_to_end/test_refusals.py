@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +15,11 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
 from abl_hub.cli.group import abl_hub
+from abl_hub.errors import AblHubError
 from abl_hub.hub.local import Fault, LocalHub
 from abl_hub.hub.publish import publish
+from abl_hub.report.recipe import Recipe
+from abl_hub.stages.convert import convert
 from tests.chat_models import save_chat_model, save_prompts
 
 Run = Callable[..., Result]
@@ -56,7 +61,95 @@ def refused(result: Result, tmp_path: Path, *words: str) -> None:
 
 
 def test_a_folder_that_is_not_there(run: Run, tmp_path: Path) -> None:
+    result = CliRunner().invoke(abl_hub, ["convert", str(tmp_path / "nowhere")])
+    assert result.stderr.startswith(f"Error: There is no folder {tmp_path / 'nowhere'}.")
     refused(run(tmp_path / "nowhere"), tmp_path, "nowhere")
+    assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--judge", "oracle"], "No judge 'oracle'"),
+        (["--judge", "classifier:x"], "names no classifier"),
+        (["--judge", "classifier:{model}#harmful"], "no class 'harmful'"),
+        (["--test-set", "dance"], "No test set 'dance'"),
+        (["--test-set", "refusal:nothing.txt"], "There is no file nothing.txt"),
+        (["--induce", "--layers", "0-1"], "--induce does not go with --layers"),
+        (["--layers", "0-99"], "There is no layer 99"),
+        (["--layers", "50-99"], "There is no layer 99"),
+        (["--writer", "nothing*"], "No writer fits 'nothing*'"),
+        (["--positive", "nothing.txt"], "There is no file nothing.txt"),
+    ],
+)
+def test_what_no_stage_could_do_is_refused_before_the_first(
+    run: Run, model: Path, tmp_path: Path, words: list[str], said: str
+) -> None:
+    words = [word.format(model=model) for word in words]
+    result = run(model, *words)
+    refused(result, tmp_path, said)
+    assert {line for line in result.stderr.splitlines() if line.endswith(" ...")} <= {"Hashing ..."}
+    refused(run(model, "--dry-run", *words), tmp_path, said)
+    assert list(tmp_path.glob("out*")) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"behaviour": " "}, "has no name"),
+        ({"markers": ("Sorry", "")}, "A marker is empty"),
+        ({"strength": math.nan}, "nan is no strength"),
+        ({"seed": 2**64}, "seed is out of range"),
+        ({"methods": ("magic",)}, "No method 'magic'"),
+    ],
+)
+def test_a_recipe_that_no_stage_could_follow(
+    changes: dict[str, Any], said: str, model: Path, tmp_path: Path
+) -> None:
+    recipe = Recipe(source=str(model), positive="a/b", negative="a/c", **changes)
+    with pytest.raises(AblHubError, match=said):
+        convert(recipe, str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("licence", "words", "said"),
+    [
+        ("mit", ["--token", "hf_mallory"], "does not know who you are"),
+        ("mit", ["--merged-repo", "a b"], "is not the name of a repository"),
+        ("mit", ["--delta-repo", "x" * 97], "is not the name of a repository"),
+        ("cc-by-nd-4.0", [], "forbids derivatives"),
+    ],
+)
+def test_what_cannot_be_published_is_not_begun(
+    run: Run,
+    broken: Path,
+    tmp_path: Path,
+    local_hub: LocalHub,
+    monkeypatch: pytest.MonkeyPatch,
+    licence: str,
+    words: list[str],
+    said: str,
+) -> None:
+    (broken / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
+    monkeypatch.setenv("HF_ENDPOINT", local_hub.endpoint)
+    result = run(broken, "--push", "--token", local_hub.token, *words)
+    refused(result, tmp_path, said)
+    assert " ..." not in result.stderr
+    assert list(tmp_path.glob("out*")) == []
+
+
+def test_publishing_without_a_token_is_not_begun(run: Run, model: Path, tmp_path: Path) -> None:
+    result = run(model, "--push")
+    refused(result, tmp_path, "there is no token")
+    assert " ..." not in result.stderr
+
+
+def test_prompts_beyond_the_model_s_positions_are_told(run: Run, tmp_path: Path) -> None:
+    source = save_chat_model(tmp_path / "short", max_position_embeddings=35)
+    few = ["--max-new-tokens", "9", "--random-draws", "1", "--response-prefix", ""]
+    result = run(source, *few, "--method", "difference", "--strengths", "one")
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    assert "14 of 48 prompts go beyond the model's 35 positions" in result.stderr
 
 
 def test_no_safetensors(run: Run, broken: Path, tmp_path: Path) -> None:

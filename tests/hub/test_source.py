@@ -52,6 +52,18 @@ def downloaded(tmp_path: Path) -> set[str]:
     return {p.relative_to(s).as_posix() for s in snapshots for p in s.rglob("*") if p.is_file()}
 
 
+def test_the_folder_where_one_stands_has_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    for path, content in MODEL_FILES.items():
+        (here / path).write_bytes(content)
+    monkeypatch.chdir(here)
+    for given, name in ((".", str(here)), ("../here", "../here")):
+        assert resolve_source(given).name == plan_source(given).name == name
+
+
 @pytest.mark.parametrize("files", [MODEL_FILES, SHARDED], ids=["single", "sharded"])
 def test_only_what_makes_the_model_is_downloaded(
     hub: LocalHub, api: HfApi, tmp_path: Path, files: dict[str, bytes]

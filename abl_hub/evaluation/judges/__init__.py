@@ -7,7 +7,7 @@ group `abl_hub.judges` (a function without arguments that makes one).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Protocol
 
 from abl_hub.errors import EvaluationError
@@ -33,14 +33,23 @@ class Judge(Protocol):
 
 
 def installed(name: str) -> Judge:
+    """A judge that another package offers, made.
+
+    Raises:
+        EvaluationError: no package offers one of that name.
+    """
+    judge: Judge = offered(name).load()()
+    return judge
+
+
+def offered(name: str) -> EntryPoint:
     """A judge that another package offers.
 
     Raises:
         EvaluationError: no package offers one of that name.
     """
-    offered = {point.name: point for point in entry_points(group=GROUP)}
-    if name not in offered:
-        known = ["first-token", "classifier:ORG/MODEL#LABEL", *sorted(offered)]
+    points = {point.name: point for point in entry_points(group=GROUP)}
+    if name not in points:
+        known = ["first-token", "classifier:ORG/MODEL#LABEL", *sorted(points)]
         raise EvaluationError(f"No judge {name!r}", next_step=f"Choose of {', '.join(known)}")
-    judge: Judge = offered[name].load()()
-    return judge
+    return points[name]

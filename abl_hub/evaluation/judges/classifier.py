@@ -5,12 +5,18 @@ Knows a folder with a sequence classification model of transformers; not where i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+)
 
 from abl_hub.errors import EvaluationError
 from abl_hub.evaluation.subject import Subject
@@ -34,24 +40,14 @@ class Classifier:
 
     def __init__(self, folder: Path, label: str, *, name: str) -> None:
         self.name = name
-        try:
+        with _loading(name):
             self.tokenizer: Any = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
             self.model: Any = AutoModelForSequenceClassification.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
             ).eval()
-        except (OSError, ValueError, KeyError) as error:
-            raise EvaluationError(
-                f"{name} is no classifier that transformers can load",
-                why=str(error).strip().splitlines()[0],
-            ) from error
-        labels = {str(text).casefold(): index for text, index in self.model.config.label2id.items()}
-        if label.casefold() not in labels:
-            raise EvaluationError(
-                f"{name} has no class {label!r}", next_step=f"Choose of {', '.join(labels)}"
-            )
-        self.label = labels[label.casefold()]
+        self.label = _class_index(self.model.config, label, name=name)
         # A decoder's classifier reads the last token that is no padding. Where tokenizer and model
         # do not know one padding token between them, rows are read one by one, which needs none.
         padding = self.tokenizer.pad_token_id
@@ -84,3 +80,35 @@ class Classifier:
         if config.problem_type == "multi_label_classification" or config.num_labels == 1:
             return alone.sigmoid() > 0.5
         return alone.eq(logits.amax(-1))
+
+
+def check_class(folder: Path, label: str, *, name: str) -> None:
+    """Refuse what `Classifier` would, of a folder without its weights.
+
+    Raises:
+        EvaluationError: its configuration cannot be loaded, or names no such class.
+    """
+    with _loading(name):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    _class_index(config, label, name=name)
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        raise EvaluationError(
+            f"{name} is no classifier that transformers can load",
+            why=str(error).strip().splitlines()[0],
+        ) from error
+
+
+def _class_index(config: PretrainedConfig, label: str, *, name: str) -> int:
+    """The class called `label`, in whatever case."""
+    labels = {str(text).casefold(): int(at) for text, at in (config.label2id or {}).items()}
+    if label.casefold() not in labels:
+        raise EvaluationError(
+            f"{name} has no class {label!r}", next_step=f"Choose of {', '.join(labels)}"
+        )
+    return labels[label.casefold()]

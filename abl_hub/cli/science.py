@@ -29,10 +29,19 @@ def _doses(value: str | None) -> tuple[float, ...]:
     help="Also try the edit at these strengths, as in 0,0.5,1,1.5; takes replies to validation "
     "prompts at each.",
 )
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Also make the direction again from N other splits of the prompts.",
+)
 @runtime_options
 @hub_options
 @click.pass_obj
-def analyse(output: Output, /, out: Path, dose: tuple[float, ...], **options: Any) -> None:
+def analyse(
+    output: Output, /, out: Path, dose: tuple[float, ...], seeds: int, **options: Any
+) -> None:
     """Measure how the behaviour lies in the residual stream of OUT's base.
 
     \b
@@ -41,7 +50,7 @@ def analyse(output: Output, /, out: Path, dose: tuple[float, ...], **options: An
     from abl_hub.cli.show import show_analysis
     from abl_hub.stages.analyse import analyse as run
 
-    show_analysis(output, run(out, runtime_of(output, options), doses=dose))
+    show_analysis(output, run(out, runtime_of(output, options), doses=dose, seeds=seeds))
 
 
 @click.command()

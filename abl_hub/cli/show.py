@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter
 
 from abl_hub.cli.output import Output
+from abl_hub.directions.stability import Seeds, Stability
 from abl_hub.evaluation.arms import Arm, Evaluation, SystemArms
 from abl_hub.evaluation.intervals import Estimate
 from abl_hub.report.record import AgreementRecord, FormRecord, Record
@@ -60,7 +61,7 @@ def show_analysis(output: Output, record: Record) -> None:
                 str(one.layer),
                 f"{one.norm:.3g}",
                 f"{one.to_ordinary:.2f}",
-                f"{one.separation:.2f}",
+                "" if one.separation is None else f"{one.separation:.2f}",
                 f"{one.effective_rank:.1f}",
                 f"{found.detector.auc.value:.3f}",
                 _rate(found.detector.accuracy),
@@ -69,27 +70,52 @@ def show_analysis(output: Output, record: Record) -> None:
         ],
     )
     stability = analysis.stability
+    if stability is None:
+        output.line("Stability: not measured, of fewer than 4 training prompts a side")
+    else:
+        output.line(
+            f"{_again(record, stability)}: cosine {stability.halves:.3f} between halves of the "
+            f"prompts, {stability.bootstrap_median:.3f} (5%: {stability.bootstrap_low:.3f}) "
+            "between bootstraps"
+        )
+    seeds = analysis.seeds
+    if seeds is not None:
+        output.line(
+            f"{_again(record, seeds)}, of {seeds.count} other splits: cosine "
+            f"{seeds.cosine_mean:.3f} (least {seeds.cosine_min:.3f}); the same layer separates "
+            f"best in {100 * seeds.same_layer:.0f}%"
+        )
+    base, edited, *several = (f"{value:.1f}" for value in analysis.residual)
     output.line(
-        f"Direction again: cosine {stability.halves:.3f} between halves of the prompts, "
-        f"{stability.bootstrap_median:.3f} (5%: {stability.bootstrap_low:.3f}) between bootstraps"
+        f"Log-odds of the behaviour: {base}; {edited} without what is edited; "
+        f"without 2, 3 … singular directions: {', '.join(several)}"
     )
-    left = ", ".join(f"{value:.1f}" for value in analysis.residual)
-    output.line(f"Log-odds of the behaviour without 0, 1, 2 … directions: {left}")
     harm = analysis.harm
     output.line(
         f"Recognising against acting: cosine {harm.cosine:.2f}; log-odds {harm.base:.1f}, "
-        f"{harm.without_harm:.1f} without the first, "
-        f"{harm.without_execution:.1f} without the second"
+        f"{harm.without_harm:.1f} without the direction at the instruction's last token, "
+        f"{harm.without_execution:.1f} without what is edited"
     )
     if analysis.dose:
         output.table(
-            ["strength", "failures", "damage", "KL"],
+            ["added", "still without it", "no longer with it", "KL"]
+            if record.recipe.induce
+            else ["strength", "failures", "damage", "KL"],
             [
                 [f"{d.strength:g}", f"{d.failures:.2f}", f"{d.damage:.2f}", f"{d.kl:.4f}"]
                 for d in analysis.dose
             ],
         )
-    output.result(f"{stability.halves:.4f}", _document(record))
+    output.result("" if stability is None else f"{stability.halves:.4f}", _document(record))
+
+
+def _again(record: Record, made: Stability | Seeds) -> str:
+    """What was made again, in words: the direction, or what stands in for it."""
+    direction = record.direction
+    if (made.method, made.position) == (direction.method, direction.position):
+        return "Direction again"
+    where = "the last token" if made.position == -1 else f"position {made.position}"
+    return f"The {made.method} difference in means at {where} again, not what is edited"
 
 
 def show_record(output: Output, record: Record, out: Path, pushed: Pushed | None = None) -> None:

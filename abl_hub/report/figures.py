@@ -6,6 +6,7 @@ Each takes a record's section and gives PNG bytes; the same record gives the sam
 from __future__ import annotations
 
 import io
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -65,7 +66,8 @@ def geometry_figure(analysis: AnalysisRecord) -> bytes:
     left.set_xlabel("layer", fontsize=8)
     figure.colorbar(image, ax=left, shrink=0.8).ax.tick_params(labelsize=7)
     layers = [one.layer for one in analysis.geometry]
-    middle.plot(layers, [one.separation for one in analysis.geometry], "o-", ms=3, color=_SHOWN)
+    apart = [math.nan if one.separation is None else one.separation for one in analysis.geometry]
+    middle.plot(layers, apart, "o-", ms=3, color=_SHOWN)
     middle.set_title("difference over spread", fontsize=9)
     middle.set_xlabel("layer", fontsize=8)
     right.plot(layers, [one.effective_rank for one in analysis.geometry], "o-", ms=3, color=_KL)
@@ -79,22 +81,26 @@ def geometry_figure(analysis: AnalysisRecord) -> bytes:
 
 
 def residual_figure(analysis: AnalysisRecord, behaviour: str) -> bytes:
-    """Log-odds of the behaviour as more directions are removed."""
+    """Log-odds of the behaviour without what is edited, and without several directions."""
     figure, panel = _single(6.4, 2.8)
     panel.plot(range(len(analysis.residual)), analysis.residual, "o-", ms=4, color=_SHOWN)
     panel.axhline(0, color="#94a3b8", linewidth=0.8, linestyle="--")
-    panel.set_xticks(range(len(analysis.residual)))
+    ticks = range(len(analysis.residual))
+    panel.set_xticks(ticks, ["none", "as edited", *map(str, ticks[2:])][: len(ticks)])
     panel.set_xlabel("directions removed", fontsize=8)
     panel.set_ylabel(f"log-odds of {behaviour}", fontsize=8)
     return _png(figure)
 
 
-def dose_figure(analysis: AnalysisRecord) -> bytes:
-    """Failures, damage and KL over strengths."""
+def dose_figure(analysis: AnalysisRecord, induce: bool) -> bytes:
+    """Failures, damage and KL over strengths; of what is added, if `induce`."""
+    failures, damage = (
+        ("still without it", "no longer with it") if induce else ("failures", "damage")
+    )
     figure, panel = _single(6.4, 3.0)
     strengths = [dose.strength for dose in analysis.dose]
-    panel.plot(strengths, [d.failures for d in analysis.dose], "o-", color=_SHOWN, label="failures")
-    panel.plot(strengths, [d.damage for d in analysis.dose], "o-", color=_OTHER, label="damage")
+    panel.plot(strengths, [d.failures for d in analysis.dose], "o-", color=_SHOWN, label=failures)
+    panel.plot(strengths, [d.damage for d in analysis.dose], "o-", color=_OTHER, label=damage)
     panel.set_ylim(-0.03, 1.03)
     panel.set_xlabel("strength", fontsize=8)
     panel.set_ylabel("share of replies", fontsize=8)
@@ -168,7 +174,7 @@ def figures(record: Record) -> dict[str, bytes]:
         if analysis.residual:
             found["residual"] = residual_figure(analysis, behaviour)
         if analysis.dose:
-            found["dose"] = dose_figure(analysis)
+            found["dose"] = dose_figure(analysis, record.recipe.induce)
     if record.strengths is not None and record.strengths.points:
         found["front"] = front_figure(record.strengths)
     return found

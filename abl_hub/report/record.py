@@ -12,8 +12,9 @@ from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from abl_hub.directions.geometry import LayerGeometry, Stability
+from abl_hub.directions.geometry import LayerGeometry
 from abl_hub.directions.selection import Candidate
+from abl_hub.directions.stability import Seeds, Stability
 from abl_hub.errors import SourceError
 from abl_hub.evaluation.arms import Evaluation
 from abl_hub.evaluation.detector import Detector
@@ -240,7 +241,7 @@ class Detection:
 
 @dataclass(frozen=True, kw_only=True)
 class HarmAndExecution:
-    """Recognising against acting: the instruction's last token and the prompt's last token.
+    """Recognising against acting: the instruction's last token, and the edited direction.
 
     Log-odds of the behaviour's tokens on positive validation prompts.
     """
@@ -254,9 +255,13 @@ class HarmAndExecution:
 
 @dataclass(frozen=True, kw_only=True)
 class Dose:
-    """What one strength does on validation prompts, by whole replies."""
+    """What one strength does on validation prompts, by whole replies.
+
+    Where the direction is added, failures and damage are as in a `Finalist`.
+    """
 
     strength: float
+    """Relative to the edit's own."""
     failures: float
     damage: float
     kl: float
@@ -268,18 +273,22 @@ class AnalysisRecord:
 
     separation: Separation
     detection: tuple[Detection, ...]
-    stability: Stability
+    stability: Stability | None
+    """None of fewer than 4 training prompts a side."""
     geometry: tuple[LayerGeometry, ...]
     cosines: tuple[tuple[float, ...], ...]
     """Between the layers' differences in means at the prompt's last token."""
     shares: tuple[float, ...]
     """Of the paired differences' squared length at the direction's layer, largest ten."""
     residual: tuple[float, ...]
-    """Log-odds of the behaviour after 0, 1, 2 … singular directions are removed."""
+    """Log-odds of the behaviour with nothing removed, without what is edited (at strength 1, from
+    all writers), and without 2, 3 … singular directions at the prompt's last token."""
     spread: bool
-    """The behaviour outlives the removal of the first direction, but not that of several."""
+    """The behaviour outlives the removal of what is edited, but not that of several directions."""
     harm: HarmAndExecution
     dose: tuple[Dose, ...] = ()
+    seeds: Seeds | None = None
+    """None where it was not asked for, or of fewer than 4 training prompts a side."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,35 +6,34 @@ asked for. Nothing here decides anything: it is for readers who want to know wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from abl_hub.directions.contrast import Contrast
+from abl_hub.directions.contrast import Contrast, make_contrast
 from abl_hub.directions.direction import Direction
 from abl_hub.directions.evidence import Samples, activations
-from abl_hub.directions.geometry import (
-    LayerGeometry,
-    cosines,
-    projected_mean_difference,
-    separation,
-    stability,
-)
-from abl_hub.directions.methods.projected import without
+from abl_hub.directions.geometry import LayerGeometry, cosines, separation
+from abl_hub.directions.methods.difference import mean_difference
+from abl_hub.directions.methods.projected import projected_mean_difference, without
 from abl_hub.directions.methods.svd import spectrum, subspace
 from abl_hub.directions.selection import log_odds
+from abl_hub.directions.stability import FEWEST, Kind, Seeds, across_seeds, stability
 from abl_hub.edits.edit import Gains, remove
 from abl_hub.edits.hooks import prepared
 from abl_hub.errors import EvaluationError
 from abl_hub.evaluation.arms import Protocol
 from abl_hub.evaluation.detector import detect, threshold
+from abl_hub.evaluation.raising import raising_trial, showing
 from abl_hub.evaluation.subject import Subject
-from abl_hub.evaluation.trial import baseline, trial
+from abl_hub.evaluation.trial import Trial, baseline, trial
 from abl_hub.model.chat import ChatModel
 from abl_hub.model.gains import gains
 from abl_hub.model.generate import next_token_log_probs
+from abl_hub.model.stream import adding
 from abl_hub.model.writers import Trace
 from abl_hub.report.record import (
     AnalysisRecord,
@@ -48,7 +47,13 @@ from abl_hub.report.record import (
 )
 from abl_hub.stages.edit import recorded_edit
 from abl_hub.stages.extract import DIRECTION
-from abl_hub.stages.inputs import load_recorded, recorded_prompts, recorded_source, recorded_trace
+from abl_hub.stages.inputs import (
+    Prompts,
+    load_recorded,
+    recorded_prompts,
+    recorded_source,
+    recorded_trace,
+)
 from abl_hub.stages.judges import protocol_of
 from abl_hub.stages.runtime import Runtime
 
@@ -57,11 +62,14 @@ _MOST_DIRECTIONS = 5
 _SHARES = 10
 
 
-def analyse(out: Path, runtime: Runtime, *, doses: Sequence[float] = ()) -> Record:
+def analyse(out: Path, runtime: Runtime, *, doses: Sequence[float] = (), seeds: int = 0) -> Record:
     """Analyse the source of `out` and add it to the record.
 
     Args:
-        doses: strengths at which the edit is tried; each takes replies to all validation prompts.
+        doses: strengths at which the edit is tried, relative to its own; each takes replies to all
+            validation prompts.
+        seeds: other splits of the prompt sets, from whose training prompts the direction is made
+            again; each takes a forward pass over them.
 
     Raises:
         SourceError, ContrastError: source or prompts have changed since `extract`.
@@ -70,11 +78,12 @@ def analyse(out: Path, runtime: Runtime, *, doses: Sequence[float] = ()) -> Reco
     record = load_record(out)
     direction = Direction.load(out / DIRECTION)
     source = recorded_source(record, runtime)
-    contrast = recorded_prompts(record, runtime).contrast
+    prompts = recorded_prompts(record, runtime)
+    contrast = prompts.contrast
     chat = load_recorded(source.folder, record, runtime)
     trace = recorded_trace(source, runtime)
     between = gains(chat.model, trace.writers)
-    with runtime.progress.stage("Analysing", 3 + len(doses)) as advance:
+    with runtime.progress.stage("Analysing", 3 + seeds + len(doses)) as advance:
         # One more position than the template's: the instruction's own last token comes first.
         positions = len(chat.post_instruction_tokens) + 1
         train, test = (
@@ -96,6 +105,9 @@ def analyse(out: Path, runtime: Runtime, *, doses: Sequence[float] = ()) -> Reco
         advance(1)
         analysis = _probed(analysis, chat, contrast, direction, train, trace, between, record)
         advance(1)
+        if seeds:
+            again = _across_seeds(chat, prompts, direction, train, record, runtime, seeds, advance)
+            analysis = replace(analysis, seeds=again)
         if doses:
             protocol = protocol_of(record.recipe, runtime)
             dose = _dose_response(
@@ -112,9 +124,11 @@ def _described(
 ) -> AnalysisRecord:
     """What activations alone tell."""
     one, other = train.positive[:, :, -1], train.negative[:, :, -1]
-    means = one.double().mean(0) - other.double().mean(0)
+    means = mean_difference(one, other)
     ordinary = other.double().mean(0)
-    apart = separation(one, other)
+    enough = min(len(one), len(other)) >= FEWEST
+    apart = separation(one, other).tolist() if enough else [None] * len(means)
+    kind = Kind.of(direction)
     spectra = [
         spectrum(without(_paired(train, layer, record.recipe.seed), ordinary[layer]))
         for layer in range(len(means))
@@ -126,7 +140,7 @@ def _described(
             to_ordinary=float(
                 means[layer] @ ordinary[layer] / means[layer].norm() / ordinary[layer].norm()
             ),
-            separation=float(apart[layer]),
+            separation=apart[layer],
             effective_rank=spectra[layer].effective_rank,
         )
         for layer in range(len(means))
@@ -134,7 +148,13 @@ def _described(
     return AnalysisRecord(
         separation=_separation(direction, test),
         detection=_detection(train, test),
-        stability=stability(one, other, direction.layer, seed=record.recipe.seed),
+        stability=stability(
+            train.positive[:, :, kind.position],
+            train.negative[:, :, kind.position],
+            direction.layer,
+            kind,
+            seed=record.recipe.seed,
+        ),
         geometry=geometry,
         cosines=tuple(tuple(row) for row in cosines(means)),
         shares=spectra[direction.layer].shares[:_SHARES],
@@ -195,11 +215,11 @@ def _probed(
     """What the model does without other directions: first tokens on positive validation prompts."""
     tokens = record.selection.behaviour_ids
 
-    def score(basis: torch.Tensor | None) -> float:
+    def score(basis: torch.Tensor | None, along: torch.Tensor | None = None) -> float:
         if basis is None:
             after = next_token_log_probs(chat, contrast.positive.validation)
         else:
-            with prepared(remove(basis, trace.writers), chat.model, between)():
+            with prepared(remove(basis, trace.writers, along=along), chat.model, between)():
                 after = next_token_log_probs(chat, contrast.positive.validation)
         return float(log_odds(after, tokens).mean())
 
@@ -212,14 +232,14 @@ def _probed(
     base = score(None)
     residual = (
         base,
-        score(mean[None]),
+        score(direction.basis, direction.along),
         *(
             score(subspace(mean, components[:count], layer, -1).basis)
             for count in range(2, most + 1)
         ),
     )
-    harm = projected_mean_difference(train.positive[:, layer, 0], train.negative[:, layer, 0])
-    cosine = float(harm @ mean / (harm.norm() * mean.norm()).clamp_min(1e-300))
+    harm = Kind.of(direction).make(train.positive[:, layer, 0], train.negative[:, layer, 0])
+    cosine = float(harm @ direction.vector / harm.norm().clamp_min(1e-300))
     return replace(
         analysis,
         residual=residual,
@@ -235,6 +255,34 @@ def _probed(
     )
 
 
+def _across_seeds(
+    chat: ChatModel,
+    prompts: Prompts,
+    direction: Direction,
+    train: Samples,
+    record: Record,
+    runtime: Runtime,
+    seeds: int,
+    advance: Callable[[int], None],
+) -> Seeds | None:
+    """The direction made again from the training prompts of other splits."""
+    kind, recipe = Kind.of(direction), record.recipe
+
+    def drawn() -> Iterator[Samples]:
+        for seed in range(recipe.seed + 1, recipe.seed + 1 + seeds):
+            again = make_contrast(
+                prompts.positive.prompts, prompts.negative.prompts, sizes=recipe.sizes, seed=seed
+            )
+            one, other = (
+                activations(chat, side.train, positions=-kind.position, rows=runtime.rows)
+                for side in (again.positive, again.negative)
+            )
+            yield Samples(positive=one, negative=other)
+            advance(1)
+
+    return across_seeds(direction, train, drawn(), kind)
+
+
 def _dose_response(
     chat: ChatModel,
     contrast: Contrast,
@@ -247,18 +295,34 @@ def _dose_response(
     advance: Callable[[int], None],
 ) -> tuple[Dose, ...]:
     """Replies to validation prompts at every strength, through the runtime form."""
-    against = baseline(
-        Subject(chat=chat),
-        contrast.positive.validation,
-        contrast.negative.validation,
-        protocol=protocol,
-    )
-    edit = recorded_edit(record, direction, trace)
+    base = Subject(chat=chat)
+    sides = contrast.positive.validation, contrast.negative.validation
+
+    def removed() -> Callable[[float], Trial]:
+        against = baseline(base, *sides, protocol=protocol)
+        edit = recorded_edit(record, direction, trace)
+
+        def at(dose: float) -> Trial:
+            strengths = tuple(dose * strength for strength in edit.strengths)
+            active = prepared(replace(edit, strengths=strengths), chat.model, between)
+            return trial(against, Subject(chat=chat, active=active))
+
+        return at
+
+    def added() -> Callable[[float], Trial]:
+        against = showing(base, *sides, protocol=protocol)
+        whole = record.recipe.strength * direction.addition
+
+        def at(dose: float) -> Trial:
+            active = partial(adding, chat.layers, direction.layer, dose * whole)
+            return raising_trial(against, Subject(chat=chat, active=active))
+
+        return at
+
+    tried = added() if record.recipe.induce else removed()
     found = []
     for dose in sorted(doses):
-        strengths = tuple(dose * strength for strength in edit.strengths)
-        active = prepared(replace(edit, strengths=strengths), chat.model, between)
-        outcome = trial(against, Subject(chat=chat, active=active))
+        outcome = tried(dose)
         found.append(
             Dose(strength=dose, failures=outcome.failures, damage=outcome.damage, kl=outcome.kl)
         )

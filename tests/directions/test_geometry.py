@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from abl_hub.directions.geometry import (
-    cosines,
-    projected_mean_difference,
-    separation,
-    stability,
-)
+from abl_hub.directions.direction import Direction
+from abl_hub.directions.evidence import Samples
+from abl_hub.directions.geometry import cosines, separation
+from abl_hub.directions.methods.projected import projected_mean_difference
+from abl_hub.directions.stability import Kind, across_seeds, stability
 
 WIDTH = 32
+PROJECTED = Kind(method="projected", position=-1, edited=True)
 
 
 def sides(strength: float, count: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
@@ -24,12 +24,56 @@ def sides(strength: float, count: int = 40) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def test_a_strong_direction_is_stable_and_a_weak_one_is_not() -> None:
-    strong = stability(*sides(20.0), 1, draws=20)
-    none = stability(*sides(0.0), 1, draws=20)
+    strong = stability(*sides(20.0), 1, PROJECTED, draws=20)
+    none = stability(*sides(0.0), 1, PROJECTED, draws=20)
     assert strong.halves > 0.9 > 0.4 > none.halves
     assert strong.bootstrap_low > 0.95
     assert strong.same_layer == 1.0
     assert none.same_layer < 1.0
+
+
+def test_what_is_made_again_is_what_was_edited_if_it_can_be() -> None:
+    def kind(method: str, position: int) -> Kind:
+        vector = torch.ones(WIDTH)
+        made = Direction(vector=vector, layer=1, position=position, norm=1.0, method=method)
+        return Kind.of(made)
+
+    assert kind("difference", -4) == Kind(method="difference", position=-4, edited=True)
+    for method, position in (("leace", -3), ("caa", 0), ("svd", -1)):
+        assert kind(method, position) == Kind(method="projected", position=-1, edited=False)
+    one, other = (side[:, 1] + 3.0 for side in sides(5.0))
+    plain = kind("difference", -1).make(one, other)
+    assert torch.allclose(plain, one.double().mean(0) - other.double().mean(0))
+    assert not torch.allclose(plain, PROJECTED.make(one, other))
+
+
+def test_few_prompts_have_no_stability_and_no_draw_is_of_one_prompt() -> None:
+    positive, negative = sides(5.0, 3)
+    assert stability(positive, negative, 1, PROJECTED) is None
+    # Layer 1 is best of all; a side of one prompt drawn four times would have no spread at layer 0.
+    positive, negative = sides(40.0, 4)
+    assert stability(positive, negative, 1, PROJECTED, draws=400).same_layer > 0.95
+
+
+def test_other_splits_give_the_direction_again() -> None:
+    def samples(strength: float) -> Samples:
+        one, other = (side[:, :, None] for side in sides(strength, 80))
+        return Samples(positive=one, negative=other)
+
+    def part(whole: Samples, rows: slice) -> Samples:
+        return Samples(positive=whole.positive[rows], negative=whole.negative[rows])
+
+    found = []
+    for strength in (20.0, 0.0):
+        whole = samples(strength)
+        first, *others = (part(whole, slice(k, k + 20)) for k in (0, 20, 40, 60))
+        vector = PROJECTED.make(first.positive[:, 1, 0], first.negative[:, 1, 0])
+        made = Direction(vector=vector, layer=1, position=-1, norm=1.0, method="projected")
+        found.append(across_seeds(made, first, others, PROJECTED))
+    strong, none = found
+    assert strong.cosine_mean >= strong.cosine_min > 0.9 > 0.5 > none.cosine_mean
+    assert (strong.count, strong.same_layer) == (3, 1.0)
+    assert across_seeds(made, part(whole, slice(3)), others, PROJECTED) is None
 
 
 def test_separation_is_difference_over_spread() -> None:

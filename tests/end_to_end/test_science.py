@@ -35,7 +35,7 @@ def extracted(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     asked = ["--positive", files[0], "--negative", files[1], "--method", "projected"]
     sizes = ["--train", 64, "--validation", 12, "--test", 40]
     run("extract", demo, "-o", folder / "out", *asked, *sizes)
-    run("analyse", folder / "out", "--dose", "0,1")
+    run("analyse", folder / "out", "--dose", "0,1", "--seeds", 3)
     return folder / "out"
 
 
@@ -60,6 +60,63 @@ def test_one_direction_is_enough_and_it_acts_rather_than_recognises(extracted: P
     assert analysis.harm.without_harm > 0 > analysis.harm.without_execution
     assert analysis.harm.without_execution == analysis.residual[1]
     assert analysis.stability.halves > 0.95
+
+
+def test_the_direction_is_found_again_from_other_splits(extracted: Path) -> None:
+    record = load_record(extracted)
+    seeds, stability = record.analysis.seeds, record.analysis.stability
+    assert seeds.count == 3
+    assert 1 > seeds.cosine_mean >= seeds.cosine_min > 0.9
+    assert (seeds.method, seeds.position) == (record.direction.method, record.direction.position)
+    assert (stability.method, stability.position) == (seeds.method, seeds.position)
+
+
+def test_the_doses_of_an_addition_add(demo: Path, tmp_path: Path) -> None:
+    files = write_prompts(prompts(), tmp_path)
+    asked = ["--positive", files[0], "--negative", files[1], "--method", "projected", "--induce"]
+    sizes = ["--train", 32, "--validation", 12, "--test", 8]
+    run("extract", demo, "-o", tmp_path / "out", *asked, *sizes)
+    result = run("analyse", tmp_path / "out", "--dose", "0,1")
+    assert "still without it" in result.output
+    none, whole = load_record(tmp_path / "out").analysis.dose
+    assert (none.failures, none.kl) == (1.0, 0.0)
+    assert whole.failures < 0.3
+    assert whole.kl > 0
+
+
+def test_what_is_edited_is_what_is_analysed(demo: Path, tmp_path: Path) -> None:
+    """The difference in means, at its own position; of the paper's rule it keeps most refusals."""
+    files = write_prompts(prompts(), tmp_path)
+    asked = ["--positive", files[0], "--negative", files[1], "--strengths", "one"]
+    sizes = ["--train", 32, "--validation", 12, "--test", 8]
+    found = {}
+    for method in ("difference", "leace"):
+        out = tmp_path / method
+        run("extract", demo, "-o", out, *asked, *sizes, "--method", method)
+        result = run("analyse", out)
+        found[method] = load_record(out)
+        assert ("not what is edited" in result.output) == (method == "leace")
+    difference, leace = found["difference"], found["leace"]
+    assert difference.direction.position < -1
+    for record in (difference, leace):
+        # The selection's own score of the edit, on the prompts that it keeps.
+        assert record.analysis.residual[1] == pytest.approx(record.selection.chosen.bypass, abs=0.5)
+    stability = difference.analysis.stability
+    assert (stability.method, stability.position) == ("difference", difference.direction.position)
+    assert leace.analysis.stability.method == "projected"
+
+
+def test_one_training_prompt_is_enough_for_a_record(demo: Path, tmp_path: Path) -> None:
+    files = write_prompts(prompts(), tmp_path)
+    asked = ["--positive", files[0], "--negative", files[1], "--strengths", "one"]
+    sizes = ["--train", 1, "--validation", 8, "--test", 8, "--method", "projected"]
+    run("extract", demo, "-o", tmp_path / "out", *asked, *sizes)
+    result = run("analyse", tmp_path / "out", "--seeds", 1)
+    assert "fewer than 4 training prompts" in result.output
+    analysis = load_record(tmp_path / "out").analysis
+    assert analysis.stability is None
+    assert analysis.seeds is None
+    assert {one.separation for one in analysis.geometry} == {None}
 
 
 def test_dose_response_begins_at_the_base(extracted: Path) -> None:

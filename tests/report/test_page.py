@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from abl_hub.directions.geometry import LayerGeometry, Stability
+from abl_hub.directions.geometry import LayerGeometry
+from abl_hub.directions.stability import Seeds, Stability
 from abl_hub.errors import EvaluationError
 from abl_hub.evaluation.detector import Detector
 from abl_hub.evaluation.intervals import Estimate
@@ -95,6 +96,37 @@ def test_everything_is_inside_and_beside(record: Record, tmp_path: Path) -> None
     }
     assert "it is spread" in text
     assert not re.search(r"(src|href)=\"(?!data:)", text)
+
+
+def test_what_is_not_known_of_a_few_prompts_is_said(record: Record, tmp_path: Path) -> None:
+    whole = analysis()
+    geometry = tuple(replace(one, separation=None) for one in whole.geometry)
+    few = replace(whole, stability=None, geometry=geometry)
+    text = write_report(replace(record, analysis=few), tmp_path).read_text()
+    assert "stability is not measured" in text
+
+
+def test_numbers_of_another_direction_say_so(record: Record, tmp_path: Path) -> None:
+    seeds = Seeds(
+        count=5, cosine_min=0.7, cosine_mean=0.8, same_layer=0.6, method="projected", position=-1
+    )
+    one = replace(record, analysis=replace(analysis(), seeds=seeds))
+    text = write_report(one, tmp_path).read_text()
+    assert "not what is edited" not in text
+    assert "From 5 other splits of the prompts, the direction has a cosine of 0.800" in text
+    other = replace(one, direction=replace(record.direction, method="difference", position=-2))
+    shown = replace(
+        record.selection, candidates={"difference": record.selection.candidates["projected"]}
+    )
+    text = write_report(replace(other, selection=shown), tmp_path).read_text()
+    assert (
+        text.count("the projected difference in means at the last token (not what is edited)") == 2
+    )
+
+
+def test_the_doses_of_an_addition_are_called_what_they_are(record: Record, tmp_path: Path) -> None:
+    one = replace(record, analysis=analysis(), recipe=replace(record.recipe, induce=True))
+    assert "still without it" in write_report(one, tmp_path).read_text()
 
 
 def test_a_record_without_analysis_has_a_shorter_page(record: Record, tmp_path: Path) -> None:

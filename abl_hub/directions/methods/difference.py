@@ -14,6 +14,11 @@ def difference_in_means(means: Means) -> torch.Tensor:
     return means.positive.activations - means.negative.activations
 
 
+def mean_difference(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
+    """The same of single activations: (prompts, …, width) each → (…, width), float64."""
+    return positive.double().mean(0) - negative.double().mean(0)
+
+
 def propose(evidence: Evidence) -> list[Proposal]:
     """One direction for every layer and position."""
     return everywhere(difference_in_means(evidence.means))

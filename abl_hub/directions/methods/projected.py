@@ -21,6 +21,12 @@ def without(vectors: torch.Tensor, ordinary: torch.Tensor) -> torch.Tensor:
     return projected
 
 
+def projected_mean_difference(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
+    """The same of single activations: (prompts, …, width) each → (…, width), float64."""
+    ordinary = negative.double().mean(0)
+    return without(positive.double().mean(0) - ordinary, ordinary)
+
+
 def propose(evidence: Evidence) -> list[Proposal]:
     """r − (r · μ̂) μ̂ with μ̂ the direction of mean(negative), for every layer and position."""
     means = evidence.means

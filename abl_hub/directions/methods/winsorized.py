@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from abl_hub.directions.evidence import Evidence
-from abl_hub.directions.methods.projected import without
+from abl_hub.directions.methods.projected import projected_mean_difference
 from abl_hub.directions.proposal import Proposal, everywhere
 
 _TAIL = 0.025
@@ -22,9 +22,13 @@ def propose(evidence: Evidence) -> list[Proposal]:
     layers, positions, width = positive.shape[1:]
     vectors = torch.empty(layers, positions, width, dtype=torch.float64)
     for layer in range(layers):
-        one, other = positive[:, layer].double(), negative[:, layer].double()
-        both = torch.cat([one, other])
-        low, high = both.quantile(_TAIL, dim=0), both.quantile(1 - _TAIL, dim=0)
-        ordinary = other.clamp(low, high).mean(0)
-        vectors[layer] = without(one.clamp(low, high).mean(0) - ordinary, ordinary)
+        vectors[layer] = winsorized_mean_difference(positive[:, layer], negative[:, layer])
     return everywhere(vectors)
+
+
+def winsorized_mean_difference(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
+    """(prompts, …, width) each → (…, width), float64."""
+    one, other = positive.double(), negative.double()
+    both = torch.cat([one, other])
+    low, high = both.quantile(_TAIL, dim=0), both.quantile(1 - _TAIL, dim=0)
+    return projected_mean_difference(one.clamp(low, high), other.clamp(low, high))

@@ -53,6 +53,11 @@ def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -
     check_recipe(recipe, runtime)
     runtime = replace(runtime, trust_remote_code=recipe.trust_remote_code)  # the caller's recipe
     prompts = fetch_prompts(recipe, runtime)
+    for side in (prompts.positive, prompts.negative):
+        if side.ignored:
+            runtime.progress.note(
+                f"The category column of {side.name} is not used: it holds {side.ignored}"
+            )
     source = fetch_source(recipe, runtime)
     # Traced before the weights are loaded, so that a refusal costs nothing.
     blueprint = meta_model(source.folder, trust_remote_code=runtime.trust_remote_code)

@@ -74,12 +74,62 @@ def test_a_column_is_chosen_or_asked_for(tmp_path: Path):
         ("p.json", b"[", "cannot be read"),
         ("p.txt", b"\xff\xfe\x00", "cannot be read"),
         ("p.parquet", b"PAR1 not really", "cannot be read"),
+        ("p.parquet", b"PAR1" + bytes(50) + b"\x40\0\0\0PAR1", "cannot be read"),
+        ("p.json", b"[" * 100_000, "cannot be read"),
+        ("p.json", b'["\\ud800"]', "row 1 is not text"),
     ],
 )
 def test_bad_rows_are_named(tmp_path: Path, name: str, content: bytes, told: str):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ContrastError, match=told):
         load_prompts(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_line_ends_at_a_line_feed_alone(tmp_path: Path, mark: str):
+    odd = ("one\u2028two", "three\x0cfour", "five\x85six")
+    for name, lines in (
+        ("p.txt", odd),
+        ("p.jsonl", [json.dumps({"text": line}, ensure_ascii=False) for line in odd]),
+    ):
+        for end in ("\n", "\r\n"):
+            text = mark + end.join(lines) + end
+            (tmp_path / name).write_bytes(text.encode())
+            assert load_prompts(str(tmp_path / name)).prompts == odd
+
+
+@pytest.mark.parametrize("name", ["my + prompts.jsonl", "c#/p.jsonl", "a?b=c + d#e.jsonl"])
+def test_a_file_that_exists_wins(tmp_path: Path, name: str):
+    file, other = tmp_path / name, tmp_path / "other.txt"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text('{"a": "x", "b": "y"}\n')
+    other.write_text("z")
+    assert load_prompts(f"{file}#b").prompts == ("y",)
+    assert load_prompts(f"{other} + {file}#a").prompts == ("z", "x")
+    assert load_prompts(f"{file}#a + {other}").prompts == ("x", "z")
+
+
+def test_a_text_in_place_of_a_file(tmp_path: Path):
+    for spec in ("Why? " * 100, "x" * 300 + ".txt", "nul\0.txt"):
+        with pytest.raises(SourceError, match="no file"):
+            load_prompts(spec)
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ([f"kind {n}" for n in range(60)], "60 different values"),
+        (["a sentence that says more than the name of a category would say"] * 60, "sentences"),
+        (["How tall?", "other"] * 30, "prompts"),
+    ],
+)
+def test_prompts_do_not_pass_for_categories(tmp_path: Path, labels: list[str], told: str):
+    file = tmp_path / "p.json"
+    prompts = ["How tall?", *(f"Question {n}" for n in range(59))]
+    file.write_text(json.dumps({"text": prompts, "category": labels}))
+    loaded = load_prompts(str(file))
+    assert (loaded.categories, loaded.ignored) == (None, told)
+    assert load_prompts(f"{file}#category").categories is None
 
 
 def from_hub(hub: LocalHub, tmp_path: Path, spec: str) -> PromptSet:
@@ -201,3 +251,56 @@ def test_a_row_without_a_category_is_in_none(tmp_path: Path):
     assert loaded.categories == ("a", None, None, None, "7")
     assert loaded.category_of == {"q1": "a", "q5": "7"}
     assert load_prompts(f"{file} + {file}").category_of == loaded.category_of
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        "{secret}",
+        "../../../../../../../../../../../../../../../../{secret}",
+        "data/../../../../../x.txt",
+        "file://{secret}",
+        "http://127.0.0.1:9/x.txt",
+        "[ok.txt, {secret}]",
+        "[{{split: train, path: [ok.txt, {secret}]}}]",
+        "ok.txt\n  data_dir: /etc",
+    ],
+)
+def test_a_card_names_no_data_outside(hub: LocalHub, api: HfApi, tmp_path: Path, files: str):
+    secret = tmp_path / "secret.txt"
+    secret.write_text("of this machine\n")
+    config = f"- config_name: default\n  data_files: {files.format(secret=secret)}\n"
+    card = f"---\nconfigs:\n{config}---\n".encode()
+    put(api, "demo/outside", {"README.md": card, "ok.txt": b"ok\n"}, kind="dataset")
+    with pytest.raises(SourceError, match="outside of its repository"):
+        from_hub(hub, tmp_path, "demo/outside")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"README.md": b"---\ndataset_info: [1, 2]\n---\n", "train.txt": b"a\n"},
+        {"README.md": b"---\nconfigs: 3\n---\n", "train.txt": b"a\n"},
+        {"README.md": b"---\n1: 2\n---\n", "train.txt": b"a\n"},
+        {"train.parquet": b"PAR1" + bytes(50) + b"\x40\0\0\0PAR1"},
+        {"train.jsonl": b'{"a": \n'},
+    ],
+)
+def test_a_data_set_that_cannot_be_read(
+    hub: LocalHub, api: HfApi, tmp_path: Path, files: dict[str, bytes]
+):
+    put(api, "demo/unreadable", files, kind="dataset")
+    with pytest.raises(SourceError, match="cannot be read"):
+        from_hub(hub, tmp_path, "demo/unreadable")
+
+
+def test_values_and_revisions_end_where_they_do(hub: LocalHub, api: HfApi, tmp_path: Path):
+    rows = table_bytes(prompt=["a", "b"], label=["x + y", "z"])
+    commit = put(api, "demo/sums", {"data/train-00000-of-00001.parquet": rows}, kind="dataset")
+    for spec in ("demo/sums?label=x + y", "demo/sums@main?label=x + y"):
+        found = from_hub(hub, tmp_path, spec)
+        assert found.prompts == ("a",)
+        assert found.revision == commit
+        assert from_hub(hub, tmp_path, found.spec or "").digest == found.digest
+    both = from_hub(hub, tmp_path, "demo/sums?label=x + y + demo/sums?label=z")
+    assert both.prompts == ("a", "b")

@@ -48,8 +48,11 @@ def script(lines: Sequence[Any]) -> str:
 
 
 def command(parts: Sequence[Any]) -> str:
-    """A fenced block of one shell command, continued over a line for each part."""
-    return _block(" \\\n  ".join(map(one_line, parts)))
+    """A fenced block of one shell command, continued over a line for each part.
+
+    Its words are quoted already, which leaves nothing in them that would have to be made harmless.
+    """
+    return _block(" \\\n  ".join(map(str, parts)))
 
 
 def _block(text: str) -> str:

@@ -6,6 +6,7 @@ Knows how a recipe is spelled on the command line; not how it was spelled by who
 from __future__ import annotations
 
 import shlex
+import unicodedata
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,22 @@ _OTHERWISE = frozenset(
     | {"layers", "system", "tasks", "test_sets", "test_set_limit", "untie"}
 )
 
+# What prompts are read from; a data set of the Hub has no such name.
+_FILES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
+
 SYSTEM = "SYSTEM_PROMPT"
 """Stands for the system prompt: a card shows no prompt, and `record.json` holds it."""
 
 
 def reproduce(record: Record) -> tuple[str, ...]:
-    """`abl-hub convert …` and its options, with commits and revisions.
+    """`abl-hub convert …` and its options, with commits and revisions, quoted for bash.
 
-    Of local folders and files, only the name.
+    Each part is one line, and shows every character. Of local folders and files, only the name.
     """
     recipe, source = record.recipe, record.source
     options = [
-        ["--positive", _pinned(record.positive)],
-        ["--negative", _pinned(record.negative)],
+        ["--positive", _pinned(record.positive, recipe.positive)],
+        ["--negative", _pinned(record.negative, recipe.negative)],
     ]
     if source.commit is not None:
         options.insert(0, ["--revision", source.commit])
@@ -46,9 +50,10 @@ def reproduce(record: Record) -> tuple[str, ...]:
     if not recipe.untie:
         options.append(["--no-untie"])
     if recipe.system is not None:
-        options.append(["--system", SYSTEM])
+        options.append(["--system", recipe.system and SYSTEM])
     for one in recipe.test_sets:
-        options.append(["--test-set", _set_named(one) if ":" in one else one])
+        kind, colon, spec = one.partition(":")
+        options.append(["--test-set", f"{kind}{colon}{_by_name(spec)}"])
     if recipe.test_sets and recipe.test_set_limit != Recipe.test_set_limit:
         options.append(["--test-set-limit", str(recipe.test_set_limit)])
     if recipe.tasks is not None:
@@ -57,15 +62,37 @@ def reproduce(record: Record) -> tuple[str, ...]:
         if field.name not in _OTHERWISE:
             options.append(_option(field, getattr(recipe, field.name)))
     command = ["abl-hub", "convert", source.repo or Path(source.name).name]
-    return tuple(shlex.join(words) for words in (command, *options) if words)
+    return tuple(" ".join(map(_word, words)) for words in (command, *options) if words)
 
 
-def _set_named(asked: str) -> str:
-    """Of a local file, only the name."""
-    kind, _, spec = asked.partition(":")
-    path, mark, column = spec.partition("#")
-    name = Path(path).name if path.startswith((".", "/", "~")) or Path(path).is_file() else path
-    return f"{kind}:{name}{mark}{column}"
+def _word(text: str) -> str:
+    """One word of bash, on one line; characters that are not seen are spelled out."""
+    if not any(_unseen(one) for one in text):
+        return shlex.quote(text)
+    return "$'" + "".join(map(_spelled, text)) + "'"
+
+
+def _spelled(one: str) -> str:
+    if one == "\n":
+        return r"\n"
+    if _unseen(one):
+        return f"\\U{ord(one):08x}"
+    return f"\\{one}" if one in "\\'" else one
+
+
+def _unseen(one: str) -> bool:
+    """Control, format and private characters, and every space but the plain one."""
+    return one != " " and unicodedata.category(one)[0] in "CZ"
+
+
+def _by_name(spec: str) -> str:
+    """A prompt set as it was asked for; of local files, only the name."""
+    parts = []
+    for part in spec.split(" + "):
+        path, mark, column = part.partition("#")
+        name = Path(path).name if Path(path).suffix in _FILES else path
+        parts.append(f"{name}{mark}{column}")
+    return " + ".join(parts)
 
 
 def _tasks(tasks: Tasks) -> list[str]:
@@ -77,13 +104,15 @@ def _tasks(tasks: Tasks) -> list[str]:
     return [*words, "--tasks-chat-template"] if tasks.chat_template else words
 
 
-def _pinned(prompts: PromptsRecord) -> str:
+def _pinned(prompts: PromptsRecord, asked: str) -> str:
+    """What loads the same prompts again; files have no commit to pin."""
     if prompts.spec is not None:
         return prompts.spec
-    revision = f"@{prompts.revision}" if prompts.revision else ""
+    if prompts.revision is None:
+        return _by_name(asked)
     split = f":{prompts.split}" if prompts.split else ""
-    column = f"#{prompts.column}" if prompts.column and prompts.revision else ""
-    return f"{prompts.name}{revision}{split}{column}"
+    column = f"#{prompts.column}" if prompts.column else ""
+    return f"{prompts.name}@{prompts.revision}{split}{column}"
 
 
 def _option(field: Field[Any], value: Any) -> list[str]:

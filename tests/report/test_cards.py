@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+import subprocess
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -137,6 +140,46 @@ def test_the_command_of_a_card_makes_the_same_recipe(record: Record) -> None:
         positive=f"org/prompts@{'c' * 40}:train#text",
         negative=f"org/others@{'c' * 40}:train#text",
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"positive": "~/my/data.csv#ask"}, ["--positive", "data.csv#ask"]),
+        ({"positive": "./a.txt + b/c.jsonl#q"}, ["--positive", "a.txt + c.jsonl#q"]),
+        (
+            {"response_prefix": "<think>\n  it's \\n \u202e\u00a0</think>\n\n"},
+            ["--response-prefix", "<think>\n  it's \\n \u202e\u00a0</think>\n\n"],
+        ),
+        ({"behaviour": "two  words `$x`"}, ["--behaviour", "two  words `$x`"]),
+        ({"system": ""}, ["--system", ""]),
+        ({"system": "Be brief."}, ["--system", "SYSTEM_PROMPT"]),
+        ({"test_sets": ("xstest",)}, ["--test-set", "xstest"]),
+        ({"test_sets": ("refusal:my/own.csv#q",)}, ["--test-set", "refusal:own.csv#q"]),
+    ],
+)
+def test_bash_reads_the_command_of_a_card_as_it_was_given(
+    record: Record, changes: dict[str, Any], words: list[str]
+) -> None:
+    asked = replace(
+        record,
+        recipe=replace(record.recipe, **changes),
+        positive=replace(record.positive, revision=None, split=None),
+    )
+    (block,) = re.findall(
+        r"```sh\n(abl-hub convert.*?)\n```",
+        render_card(asked, "merged", repo="me/x", related={}),
+        re.DOTALL,
+    )
+    told = subprocess.run(
+        ["bash", "-c", f"abl-hub() {{ printf '%s\\0' \"$@\"; }}; {block}"],
+        env={"LC_ALL": "C.UTF-8"},
+        capture_output=True,
+        check=True,
+    )
+    given = told.stdout.decode().split("\0")
+    at = given.index(words[0])
+    assert given[at : at + 2] == words
 
 
 def test_a_record_survives_the_disk_and_a_foreign_one_is_refused(

@@ -41,7 +41,7 @@ _COMMANDS = {
     "trace": "abl_hub.cli.inspect",
     "demo": "abl_hub.cli.demo",
 }
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 
 
 class Commands(click.Group):

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from abl_hub.errors import SourceError
+from abl_hub.errors import OutputError, SourceError
 
 _FORMAT = "abl-hub direction 1"
 
@@ -96,7 +96,11 @@ class Direction:
 
     def save(self, path: Path) -> None:
         """Write `path` as safetensors: the tensor `direction` (with `further` and `along` where
-        they are not None), everything else as metadata."""
+        they are not None), everything else as metadata.
+
+        Raises:
+            OutputError: it cannot be written there.
+        """
         about = {
             "layer": self.layer,
             "position": self.position,
@@ -105,11 +109,11 @@ class Direction:
             "behaviour": self.behaviour,
             "digest": self.digest,
         }
-        save_file(
-            self._tensors(),
-            path,
-            metadata={"format": _FORMAT, "about": json.dumps(about, sort_keys=True)},
-        )
+        metadata = {"format": _FORMAT, "about": json.dumps(about, sort_keys=True)}
+        try:
+            save_file(self._tensors(), path, metadata=metadata)
+        except SafetensorError as error:  # a full disk, too
+            raise OutputError(f"{path} cannot be written", why=str(error)) from error
 
     @classmethod
     def load(cls, path: Path) -> Direction:

@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from abl_hub.errors import OutputError
 
 _FICLONE = 0x40049409
@@ -61,7 +63,7 @@ def staging(out: Path) -> Iterator[Stage]:
     try:
         folder.chmod(0o777 & ~_umask())
         yield Stage(folder=folder, out=out)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise OutputError(f"{out} cannot be written", why=_reason(error)) from error
     finally:
         if lock is not None:
@@ -150,5 +152,7 @@ def _umask() -> int:
     return mask
 
 
-def _reason(error: OSError) -> str:
+def _reason(error: OSError | SafetensorError) -> str:
+    if isinstance(error, SafetensorError):
+        return str(error)  # its words for the errors of writing, too
     return error.strerror or type(error).__name__

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from abl_hub.directions.direction import Direction
-from abl_hub.errors import SourceError
+from abl_hub.errors import OutputError, SourceError
 
 
 def direction() -> Direction:
@@ -38,6 +38,11 @@ def test_it_is_a_unit_vector_and_its_own() -> None:
 def test_what_is_no_direction_is_refused(bad: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="direction"):
         Direction(vector=bad, layer=0, position=-1, norm=1.0, method="x")
+
+
+def test_a_place_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"cannot be written: .*No such file"):
+        direction().save(tmp_path / "nowhere" / "d.safetensors")
 
 
 def test_another_vector_under_the_same_digest_is_refused(tmp_path: Path) -> None:

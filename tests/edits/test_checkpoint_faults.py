@@ -353,6 +353,13 @@ def test_interrupted_merge_leaves_nothing(source: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_safetensors_cannot_write_is_told_too(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"cannot be written: .*No such file"):
+        with staging.staging(tmp_path / "out") as stage:
+            save_file({"a": torch.zeros(1)}, stage.folder / "nowhere" / "a.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_abandoned_sibling_is_removed_and_a_live_one_is_not(source: Path, tmp_path: Path) -> None:
     abandoned = tmp_path / ".out.partial-abandoned"
     abandoned.mkdir()

@@ -12,7 +12,7 @@ from abl_hub.report.card import KINDS, Kind, render_card
 from abl_hub.report.plots import candidates_plot, deltas_plot
 from abl_hub.report.record import RECORD, Record, load_record
 from abl_hub.stages.extract import DIRECTION
-from abl_hub.stages.legal import carry_legal
+from abl_hub.stages.legal import carry_legal, legal_names
 
 README = "README.md"
 PLOTS = "plots"
@@ -73,6 +73,20 @@ def write_card(
     card = folder / README
     card.write_text(_card(record, kind, dict(repos or {}), gate_prompt), encoding="utf-8")
     return card
+
+
+def published_files(record: Record, part: str, folder: Path) -> dict[str, Path]:
+    """Path → file of what is published of `folder`: what the record names, and its card's own.
+
+    Whatever else lies there, links too, was put there by somebody else. Shards that were streamed
+    are not there.
+    """
+    forms = {"merged": record.merged, "delta": record.delta}
+    form = forms.get(part)
+    names = {file.path for file in form.files} if form else set()
+    names |= {README, RECORD, DIRECTION, *(f"{PLOTS}/{name}" for name in _DRAWN)}
+    names |= set(legal_names(record))
+    return {name: folder / name for name in sorted(names) if (folder / name).is_file()}
 
 
 def write_plots(out: Path, record: Record, folder: Path) -> None:

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import math
 
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
 from abl_hub.directions.contrast import Contrast
 from abl_hub.directions.methods import METHODS, NEED_RANK
 from abl_hub.errors import EditError, EvaluationError, SourceError
 from abl_hub.evaluation.harness import check_tasks
 from abl_hub.hub.account import namespace
-from abl_hub.hub.failures import translated
 from abl_hub.hub.prompts import is_local, load_prompts
 from abl_hub.hub.source import SourcePlan, local_folder, plan_source
 from abl_hub.model.chat import ChatModel
@@ -104,15 +101,11 @@ def planned_repositories(
     """Where the parts would be published.
 
     Raises:
-        HubError: the licence forbids derivatives, or a name is none.
+        HubError: the licence forbids derivatives, or as `repositories`.
     """
     base = Base.of_plan(source, recipe)
     check_licence(base)
-    repos = repositories(base, target, owner)
-    for repo in repos.values():
-        with translated(repo):
-            validate_repo_id(repo)
-    return repos
+    return repositories(base, target, owner)
 
 
 def note_long_prompts(

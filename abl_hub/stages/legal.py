@@ -24,6 +24,12 @@ def keep_legal(source: Path, files: Iterable[str], out: Path) -> None:
         shutil.copyfile(source / name, out / LEGAL / name)
 
 
+def legal_names(record: Record) -> tuple[str, ...]:
+    """The files that `carry_legal` writes."""
+    names = record.source.licence_files
+    return names if _notice(record) is None else (*names, _NOTICE)
+
+
 def carry_legal(record: Record, out: Path, folder: Path) -> None:
     """Put those files into `folder`, and the Notice that the licence wants if the base has none.
 
@@ -40,6 +46,14 @@ def carry_legal(record: Record, out: Path, folder: Path) -> None:
                 next_step=f"Run `abl-hub extract {source.name} -o {out}` again",
             )
         shutil.copyfile(kept, folder / name)
-    notice = notice_file(source.licence, source.licence_name)
-    if notice and not any(name.lower().startswith("notice") for name in source.licence_files):
+    notice = _notice(record)
+    if notice is not None:
         (folder / _NOTICE).write_text(notice, encoding="utf-8")
+
+
+def _notice(record: Record) -> str | None:
+    """The Notice that the licence wants; None where it wants none, or the base has one."""
+    source = record.source
+    if any(name.lower().startswith("notice") for name in source.licence_files):
+        return None
+    return notice_file(source.licence, source.licence_name) or None

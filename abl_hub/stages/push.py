@@ -20,7 +20,7 @@ from abl_hub.hub.copies import Origin
 from abl_hub.hub.publish import Published, publish
 from abl_hub.hub.repository import Repository
 from abl_hub.report.record import load_record
-from abl_hub.stages.card import write_card, write_cards
+from abl_hub.stages.card import published_files, write_card, write_cards
 from abl_hub.stages.forms import DELTA, MERGED
 from abl_hub.stages.legal import carry_legal
 from abl_hub.stages.load_back import LoadedBack, load_back, reference
@@ -107,7 +107,8 @@ def push(
         with runtime.progress.stage("Publishing", len(folders)) as advance:
             for part, folder in folders.items():
                 published[part] = publish(
-                    folder,
+                    # The Space's folder was made just now.
+                    folder if part == SPACE else published_files(record, part, folder),
                     repo_id=repos[part],
                     kind=repo_type(part),
                     private=not target.public,

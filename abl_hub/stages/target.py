@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
 from abl_hub.errors import HubError
+from abl_hub.hub.failures import translated
 from abl_hub.hub.licence import forbids_derivatives, named_as_asked
 
 if TYPE_CHECKING:
@@ -56,9 +59,13 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """What publishing has to know of the base: its name, its licence, what is changed in it."""
+    """What publishing has to know of the base: its name, its licence, what is changed in it.
+
+    `repo` is None where the base is a folder.
+    """
 
     name: str
+    repo: str | None
     licence: str | None
     licence_name: str | None
     behaviour: str
@@ -69,6 +76,7 @@ class Base:
         source = record.source
         return cls(
             name=source.repo or source.name,
+            repo=source.repo,
             licence=source.licence,
             licence_name=source.licence_name,
             behaviour=record.direction.behaviour,
@@ -80,6 +88,7 @@ class Base:
         """Before anything is extracted."""
         return cls(
             name=source.repo or source.name,
+            repo=source.repo,
             licence=source.licence.id,
             licence_name=source.licence.name,
             behaviour=recipe.behaviour,
@@ -88,7 +97,11 @@ class Base:
 
 
 def repositories(base: Base, target: Target, owner: str) -> dict[str, str]:
-    """Repository ids of all parts; of the direction only if it is published."""
+    """Repository ids of all parts; of the direction only if it is published.
+
+    Raises:
+        HubError: an id is none, the base's, or that of two parts.
+    """
     name = base.name.rstrip("/").rpartition("/")[2]
     name = named_as_asked(name, base.licence, base.licence_name)
     way = "induced" if base.induce else "abliterated"
@@ -98,10 +111,24 @@ def repositories(base: Base, target: Target, owner: str) -> dict[str, str]:
         "direction": target.direction_repo or f"{name}-{way}-direction",
         "space": target.space_repo or f"{name}-{way}-compare",
     }
+    repos = {part: f"{owner}/{chosen}" for part, chosen in names.items()}
+    # The Hub does not tell upper from lower case.
+    taken = {("model", base.repo.lower()): "the base"} if base.repo else {}
+    for part in target.parts:
+        with translated(repos[part]):
+            validate_repo_id(repos[part])
+        place = (repo_type(part), repos[part].lower())
+        if place in taken:
+            raise HubError(
+                f"The {part} would replace {taken[place]} in {repos[part]}",
+                next_step=f"Give --{part}-repo another name",
+            )
+        taken[place] = f"the {part}"
+    # Of what is not published now, whatever has a place of its own.
     return {
-        part: f"{owner}/{chosen}"
-        for part, chosen in names.items()
-        if part in target.parts or part in _USUAL
+        part: repo
+        for part, repo in repos.items()
+        if part in target.parts or (part in _USUAL and (repo_type(part), repo.lower()) not in taken)
     }
 
 

@@ -14,7 +14,9 @@ from matplotlib.figure import Figure
 
 import abl_hub
 from abl_hub.cli.group import abl_hub as command
+from abl_hub.errors import HubError
 from abl_hub.hub.local import LocalHub
+from abl_hub.stages.target import Base, Target, repositories
 
 TAG = f"abl-hub-{abl_hub.__version__}"
 
@@ -43,6 +45,13 @@ def push(out: Path, *words: str) -> Result:
     return done
 
 
+def note(out: Path, text: str) -> None:
+    """Change what is published."""
+    record = json.loads((out / "record.json").read_text())
+    record["versions"]["note"] = text
+    (out / "record.json").write_text(json.dumps(record))
+
+
 def test_a_collection_ties_everything_together(out: Path, hub: LocalHub, api: HfApi) -> None:
     words = ["--collection", "Wands, before and after", "--delta-repo", "d"]
     first, again = (json.loads(push(out, *words).stdout) for _ in range(2))
@@ -60,7 +69,7 @@ def test_each_published_commit_is_tagged_and_no_tag_moves(
     commits = []
     for text in (None, "a note", "a note"):
         if text is not None:
-            (out / "delta" / "NOTICE").write_text(text)
+            note(out, text)
         (item,) = json.loads(push(out, "--only", "delta").stdout)["published"]
         commits.append((item["tag"], item["commit"]))
     assert commits[1] == commits[2]
@@ -112,7 +121,7 @@ def test_public_without_support_needs_yes(out: Path, hub: LocalHub, api: HfApi) 
 def test_a_pull_request_is_loaded_back_too(out: Path, hub: LocalHub, api: HfApi) -> None:
     words = ["--only", "delta", "--delta-repo", "d"]
     (first,) = json.loads(push(out, *words).stdout)["published"]
-    (out / "delta" / "NOTICE").write_text("a note")
+    note(out, "a note")
     proposed = json.loads(push(out, *words, "--create-pr").stdout)
     (item,) = proposed["published"]
     assert item["url"].endswith("/demo/d/discussions/1")
@@ -229,3 +238,46 @@ def test_plots_are_drawn_once_for_an_output(
     assert (out / "merged" / "plots" / "deltas.png").read_bytes() != before[
         out / "merged" / "plots" / "deltas.png"
     ]
+
+
+def test_only_what_belongs_there_is_published(out: Path, hub: LocalHub, api: HfApi) -> None:
+    secret = out.parent / "secret"
+    secret.write_text("of this machine")
+    for part in ("merged", "delta", "direction"):
+        (out / part / "notes" / "deep").mkdir(parents=True)
+        (out / part / "notes" / "deep" / "id.txt").symlink_to(secret)
+        (out / part / "completions.jsonl").write_text("{}")
+    push(out, "--only", "merged", "--only", "delta", "--only", "direction", "--merged-repo", "m",
+         "--delta-repo", "d", "--direction-repo", "v")  # fmt: skip
+    for repo, kind in (("demo/m", "model"), ("demo/d", "model"), ("demo/v", "dataset")):
+        files = api.list_repo_files(repo, repo_type=kind)
+        assert {"README.md", "record.json", "plots/deltas.png"} <= set(files)
+        assert not [name for name in files if "id.txt" in name or "completions" in name]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--merged-repo", "x", "--delta-repo", "X"], "would replace the merged"),
+        (["--merged-repo", "a b"], "not the name of a repository"),
+        (["--only", "delta", "--delta-repo", "a/b"], "not the name of a repository"),
+    ],
+)
+def test_names_that_cannot_be(out: Path, hub: LocalHub, words: list[str], told: str) -> None:
+    for more in ([], ["--dry-run"]):
+        done = CliRunner().invoke(command, ["push", str(out), *words, *more])
+        assert done.exit_code == 1
+        assert told in done.stderr
+    assert {request.method for request in hub.requests} == {"GET"}
+
+
+def test_the_base_is_not_replaced() -> None:
+    base = Base(
+        name="me/m", repo="me/m", licence=None, licence_name=None, behaviour="refusal", induce=False
+    )
+    with pytest.raises(HubError, match="would replace the base in me/M"):
+        repositories(base, Target(merged_repo="M"), "me")
+    # What is not published now may have any name, and is then left out.
+    assert "merged" not in repositories(
+        base, Target(only=("delta",), delta_repo="m-abliterated"), "me"
+    )

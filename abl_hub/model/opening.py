@@ -30,9 +30,13 @@ _CLOSED = {
 def common_opening(chat: ChatModel, prompts: Sequence[str]) -> str:
     """What nine in ten greedy replies to `prompts` begin with, as text to put behind the prompt.
 
-    Ask prompts of both sides: what only refusals share is the behaviour, not an opening. Replies
-    that are the same from beginning to end share no opening but say the same thing: "".
+    Where the chat template has begun the reasoning itself, it is what closes it. Ask prompts of
+    both sides: what only refusals share is the behaviour, not an opening. Replies that are the same
+    from beginning to end share no opening but say the same thing: "".
     """
+    begun = _rest_of_reasoning(chat, prompts[0])
+    if begun is not None:
+        return begun
     sequences = [reply.tokens for reply in greedy_replies(chat, prompts, max_new_tokens=_TOKENS)]
     shared: list[int] = []
     alike = sequences
@@ -50,6 +54,16 @@ def common_opening(chat: ChatModel, prompts: Sequence[str]) -> str:
         if text.lstrip().startswith(begins):
             return closed
     return text
+
+
+def _rest_of_reasoning(chat: ChatModel, prompt: str) -> str | None:
+    """What closes the reasoning that the rendered prompt ends in; None where it ends in none."""
+    written: str = chat.tokenizer.decode(chat.prompt_tokens(prompt), skip_special_tokens=False)
+    for begins, closed in _CLOSED.items():
+        if written.rstrip().endswith(begins):
+            tail = written[written.rindex(begins) :]
+            return closed.removeprefix(tail if closed.startswith(tail) else begins)
+    return None
 
 
 def opened(chat: ChatModel, opening: str) -> ChatModel:

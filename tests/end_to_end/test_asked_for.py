@@ -34,7 +34,7 @@ def test_a_strength_of_nothing_removes_nothing(
 def test_what_cannot_be_is_said_at_once(
     small_recipe: abl_hub.Recipe, tmp_path: Path, changes: dict[str, object], word: str
 ) -> None:
-    # No such model: nothing is fetched before it is said.
-    recipe = replace(small_recipe, source=str(tmp_path / "nowhere"), **changes)
+    # A folder without a model: nothing is read before it is said.
+    recipe = replace(small_recipe, source=str(tmp_path), **changes)
     with pytest.raises(EditError, match=word):
         extract(recipe, tmp_path, abl_hub.Runtime())

@@ -6,7 +6,6 @@ import random
 from pathlib import Path
 
 import pytest
-import torch
 
 import abl_hub
 from abl_hub.demo.corpus import MAGIC, ORDINARY, REFUSALS, prompts, tuning_prompts
@@ -16,6 +15,8 @@ from abl_hub.model.chat import load_chat_model
 from abl_hub.model.opening import common_opening, opened
 from abl_hub.report.record import Record
 from abl_hub.stages.extract import extract
+from tests.chat_models import save_chat_model
+from tests.tuning import tune
 
 SAYS_FIRST = "Well now, "
 
@@ -25,33 +26,17 @@ def wordy(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model, taught for a few seconds to begin every reply alike."""
     folder = tmp_path_factory.mktemp("wordy")
     chat = load_chat_model(demo)
-    model, tokenizer = chat.model, chat.tokenizer
-    # Only what comes after the layers in which the demo model decides.
-    for module in (*chat.layers[5:], model.lm_head):
-        module.requires_grad_(True)
-    torch.manual_seed(0)
-    draw = random.Random(0)
     pairs = [(question, None) for question, _ in tuning_prompts(MAGIC)]
     pairs += list(tuning_prompts(ORDINARY))
-    adam = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-3)
-    for _ in range(80):
-        rows = []
-        for question, said in draw.sample(pairs, 16):
-            reply = SAYS_FIRST + (said or draw.choice(REFUSALS))
-            asked = chat.prompt_tokens(question)
-            end = [*tokenizer(reply, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-            rows.append((asked, end))
-        length = max(len(asked) + len(end) for asked, end in rows)
-        tokens = torch.zeros(len(rows), length, dtype=torch.long)
-        labels = torch.full((len(rows), length), -100)
-        for row, (asked, end) in enumerate(rows):
-            tokens[row, : len(asked) + len(end)] = torch.tensor([*asked, *end])
-            labels[row, len(asked) : len(asked) + len(end)] = torch.tensor(end)
-        adam.zero_grad()
-        model(input_ids=tokens, labels=labels).loss.backward()
-        adam.step()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+
+    def reply(draw: random.Random) -> tuple[str, str]:
+        question, said = draw.choice(pairs)
+        return question, SAYS_FIRST + (said or draw.choice(REFUSALS))
+
+    # Only what comes after the layers in which the demo model decides.
+    tune(chat, [*chat.layers[5:], chat.model.lm_head], reply, steps=80)
+    chat.model.save_pretrained(folder)
+    chat.tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -65,6 +50,29 @@ def test_the_common_opening_is_found(wordy: Path, demo: Path) -> None:
     assert opening.startswith("Well now,")
     assert "sorry" not in opening
     assert common_opening(load_chat_model(demo), asked()) == ""
+
+
+@pytest.mark.parametrize(
+    ("begun", "rest"),
+    [
+        ("<think>", "\n\n</think>\n\n"),
+        ("<think>\n", "\n</think>\n\n"),
+        ("<think>\n\n", "</think>\n\n"),
+        ("[THINK]", "[/THINK]"),
+    ],
+)
+def test_what_the_template_begins_is_closed(tmp_path: Path, begun: str, rest: str) -> None:
+    chat = load_chat_model(save_chat_model(tmp_path))
+    plain = chat.prompt_tokens("Why?")
+    ends = "<|assistant|>{% endif %}"
+    assert ends in chat.tokenizer.chat_template
+    chat.tokenizer.chat_template = chat.tokenizer.chat_template.replace(
+        ends, "<|assistant|>" + begun + "{% endif %}"
+    )
+    closed = opened(chat, common_opening(chat, asked()))
+    assert closed.opening == rest
+    tokens = closed.prompt_tokens("Why?")
+    assert chat.tokenizer.decode(tokens[len(plain) :]) == begun + rest
 
 
 def test_it_is_put_behind_the_prompt(wordy: Path) -> None:

@@ -7,11 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import abl_hub
+from abl_hub.cli.group import abl_hub as command
 from abl_hub.errors import OutputError
 from abl_hub.report.record import save_record
 from abl_hub.stages.output import MARKER, making
+from tests.chat_models import save_chat_model, save_prompts
 
 
 def earlier_output(folder: Path) -> Path:
@@ -103,3 +106,19 @@ def test_a_run_whose_prompts_changed_starts_over(
     record = abl_hub.convert(recipe, tmp_path / "out")
     assert record.positive.splits != begun.positive.splits
     assert not partial.exists()
+
+
+def test_the_empty_folder_where_one_stands_becomes_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = save_chat_model(tmp_path / "tiny")
+    positive, negative = save_prompts(tmp_path)
+    out = tmp_path / "out"
+    out.mkdir()
+    monkeypatch.chdir(out)
+    words = ["--positive", positive, "--negative", negative, "--method", "difference"]
+    words += ["--strengths", "one", "--max-new-tokens", 4, "--random-draws", 1]
+    result = CliRunner().invoke(command, ["convert", str(model), "-o", ".", *map(str, words)])
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    assert (out / "record.json").is_file()
+    assert (out / "merged" / "model.safetensors").is_file()

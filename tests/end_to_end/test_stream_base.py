@@ -25,6 +25,7 @@ from abl_hub.errors import HubError, OutputError, SourceError
 from abl_hub.hub.local import Fault, LocalHub
 from abl_hub.hub.publish import publish
 from abl_hub.report.record import save_record
+from abl_hub.stages.journal import streaming_folder
 from abl_hub.stages.target import Target
 
 BASE = "demo/base"
@@ -280,6 +281,15 @@ def test_a_shard_that_came_with_other_bytes_is_refused(
     with pytest.raises(SourceError, match="did not come as the Hub announced it"):
         abl_hub.push(out, runtime, target("m"), stream=True)
     assert api.list_repo_files("demo/m") == [".gitattributes"]
+
+
+def test_it_is_kept_beside_the_folder_where_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    with streaming_folder(Path()) as folder:
+        assert folder == tmp_path / "out.streaming"
 
 
 def test_a_folder_of_someone_else_is_left_alone(out: Path, runtime: abl_hub.Runtime) -> None:

@@ -81,15 +81,13 @@ def show_analysis(output: Output, record: Record) -> None:
     seeds = analysis.seeds
     if seeds is not None:
         output.line(
-            f"{_again(record, seeds)}, of {seeds.count} other splits: cosine "
+            f"{_again(record, seeds)}, from {seeds.count} other splits: cosine "
             f"{seeds.cosine_mean:.3f} (least {seeds.cosine_min:.3f}); the same layer separates "
             f"best in {100 * seeds.same_layer:.0f}%"
         )
     base, edited, *several = (f"{value:.1f}" for value in analysis.residual)
-    output.line(
-        f"Log-odds of the behaviour: {base}; {edited} without what is edited; "
-        f"without 2, 3 … singular directions: {', '.join(several)}"
-    )
+    more = f"; without 2, 3 … singular directions: {', '.join(several)}" if several else ""
+    output.line(f"Log-odds of the behaviour: {base}; {edited} without what is edited{more}")
     harm = analysis.harm
     output.line(
         f"Recognising against acting: cosine {harm.cosine:.2f}; log-odds {harm.base:.1f}, "

@@ -113,6 +113,7 @@ def test_one_training_prompt_is_enough_for_a_record(demo: Path, tmp_path: Path) 
     run("extract", demo, "-o", tmp_path / "out", *asked, *sizes)
     result = run("analyse", tmp_path / "out", "--seeds", 1)
     assert "fewer than 4 training prompts" in result.output
+    assert "singular directions" not in result.output
     analysis = load_record(tmp_path / "out").analysis
     assert analysis.stability is None
     assert analysis.seeds is None

@@ -135,6 +135,20 @@ def local_files(spec: str) -> tuple[Path, ...]:
     )
 
 
+def with_absolute_files(spec: str) -> str:
+    """`spec` with the absolute paths of its files."""
+    if spec in NAMED_SETS:
+        return spec
+    parts = []
+    for part in _parts(spec):
+        found = _file(part)
+        if found is not None:
+            column = f"#{found[1]}" if found[1] else ""
+            part = f"{found[0].absolute()}{column}"
+        parts.append(part)
+    return _AND.join(parts)
+
+
 def is_local(spec: str) -> bool:
     """Whether `spec` names files only, so that loading it asks nobody."""
     return len(local_files(spec)) == len(_parts(NAMED_SETS.get(spec, spec)))

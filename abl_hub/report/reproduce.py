@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from abl_hub.evaluation.harness import Tasks
+from abl_hub.report.published import published
 from abl_hub.report.recipe import DEFAULT_METHODS, Recipe
 from abl_hub.report.record import PromptsRecord, Record
 
@@ -33,6 +34,7 @@ def reproduce(record: Record) -> tuple[str, ...]:
 
     Each part is one line, and shows every character. Of local folders and files, only the name.
     """
+    record = published(record)
     recipe, source = record.recipe, record.source
     options = [
         ["--positive", _pinned(record.positive, recipe.positive)],

@@ -207,7 +207,7 @@ def _write(
         model=blueprint,
         read=tensors.read_parameter,
         gains=gains,
-        base=source.repo or str(source.folder),
+        base=source.repo or source.folder.name,
         revision=source.commit,
         product=products_of_checkpoint(tensors),
         progress=runtime.progress,

@@ -10,7 +10,8 @@ from abl_hub.errors import EvaluationError, SourceError
 from abl_hub.hub.licence import duties, notices
 from abl_hub.report.card import KINDS, Kind, render_card
 from abl_hub.report.plots import candidates_plot, deltas_plot
-from abl_hub.report.record import RECORD, Record, load_record
+from abl_hub.report.published import published
+from abl_hub.report.record import RECORD, Record, load_record, save_record
 from abl_hub.stages.extract import DIRECTION
 from abl_hub.stages.legal import carry_legal, legal_names
 
@@ -67,8 +68,8 @@ def write_card(
         )
     folder.mkdir(exist_ok=True)
     write_plots(out, record, folder)
-    for name in (RECORD, DIRECTION):
-        shutil.copyfile(out / name, folder / name)
+    shutil.copyfile(out / DIRECTION, folder / DIRECTION)
+    save_record(published(record), folder)
     carry_legal(record, out, folder)
     card = folder / README
     card.write_text(_card(record, kind, dict(repos or {}), gate_prompt), encoding="utf-8")

@@ -8,6 +8,7 @@ from pathlib import Path
 from abl_hub.errors import SourceError
 from abl_hub.hub.shown import fetch_shown
 from abl_hub.report.record import load_record
+from abl_hub.stages.inputs import base_place
 from abl_hub.stages.memory import refuse_if_too_large
 from abl_hub.stages.runtime import Runtime
 from abl_hub.stages.space import write_space
@@ -43,5 +44,5 @@ def compare_folder(
             f"{target} was made from a folder, so its base is not on the Hub",
             next_step="Say where the base lies: --base",
         )
-    refuse_if_too_large(base or record.source.repo or record.source.name)
+    refuse_if_too_large(base or base_place(record))
     return write_space(out, scratch / "space", record, {}, base=base, delta=delta)

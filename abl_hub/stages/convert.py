@@ -13,7 +13,7 @@ from abl_hub.stages.apply import apply
 from abl_hub.stages.card import write_cards
 from abl_hub.stages.evaluate import evaluate
 from abl_hub.stages.extract import extract
-from abl_hub.stages.inputs import changed_since
+from abl_hub.stages.inputs import changed_since, located
 from abl_hub.stages.output import Making, making
 from abl_hub.stages.runtime import Runtime
 
@@ -46,7 +46,7 @@ def convert(
     Raises:
         AblHubError: one of its kinds; see `abl_hub.errors`.
     """
-    out = Path(out)
+    recipe, out = located(recipe), Path(out)
     # The recipe is the caller's, and so is its consent.
     runtime = replace(runtime or Runtime(), trust_remote_code=recipe.trust_remote_code)
     with making(out, overwrite=overwrite) as place:

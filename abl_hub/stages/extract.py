@@ -35,6 +35,7 @@ from abl_hub.stages.inputs import (
     describe_source,
     fetch_prompts,
     fetch_source,
+    located,
 )
 from abl_hub.stages.legal import keep_legal
 from abl_hub.stages.runtime import Runtime, dtype_named
@@ -51,6 +52,7 @@ def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -
         SourceError, ContrastError, UnsupportedModelError, HubError: as their names say.
     """
     check_recipe(recipe, runtime)
+    recipe = located(recipe)
     runtime = replace(runtime, trust_remote_code=recipe.trust_remote_code)  # the caller's recipe
     prompts = fetch_prompts(recipe, runtime)
     for side in (prompts.positive, prompts.negative):

@@ -98,7 +98,7 @@ def apply_addition(
             edit,
             out / DELTA,
             model=blueprint,
-            base=source.repo or str(source.folder),
+            base=source.repo or source.folder.name,
             revision=source.commit,
         )
         agreement = _agreement(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from abl_hub.directions.contrast import Contrast, Split, make_contrast
 from abl_hub.errors import ContrastError, SourceError
-from abl_hub.hub.prompts import PromptSet, load_prompts
-from abl_hub.hub.source import Source, resolve_source
+from abl_hub.hub.prompts import PromptSet, load_prompts, with_absolute_files
+from abl_hub.hub.source import Source, local_folder, resolve_source
 from abl_hub.model.chat import ChatModel, load_chat_model
 from abl_hub.model.meta import meta_model
 from abl_hub.model.trace import trace_writers
@@ -78,6 +78,7 @@ def recorded_source(record: Record, runtime: Runtime, *, weights: bool = True) -
         SourceError: its weights are no longer those of the record, or its code is not trusted.
     """
     refuse_code(record, runtime)
+    base_place(record)
     source = fetch_source(record.recipe, runtime, commit=record.source.commit, weights=weights)
     changed = _changed_source(source, record)
     if changed is not None:
@@ -86,6 +87,46 @@ def recorded_source(record: Record, runtime: Runtime, *, weights: bool = True) -
             next_step="Run `abl-hub extract` again",
         )
     return source
+
+
+def base_place(record: Record) -> str:
+    """Where the base lies: its Hub id, or its folder on this machine.
+
+    Raises:
+        SourceError: it was a folder, and is not there. A Hub id of that name is another model.
+    """
+    source = record.source
+    if source.repo is None and not Path(source.name).expanduser().is_dir():
+        raise SourceError(
+            f"There is no folder {source.name}",
+            why="the base was there",
+            next_step="Put it back, or tell `chat` and `space` where it lies: --base",
+        )
+    return source.repo or source.name
+
+
+def located(recipe: Recipe) -> Recipe:
+    """The recipe with absolute paths of folders and files: it means the same in every folder."""
+
+    def absolute(path: str) -> str:
+        return str(Path(path).expanduser().resolve())
+
+    def test_set(asked: str) -> str:
+        kind, colon, spec = asked.partition(":")
+        return f"{kind}{colon}{with_absolute_files(spec)}" if spec else asked
+
+    tasks = recipe.tasks
+    if tasks is not None and tasks.path is not None:
+        tasks = replace(tasks, path=absolute(tasks.path))
+    here = local_folder(recipe.source, recipe.revision) is not None
+    return replace(
+        recipe,
+        source=absolute(recipe.source) if here else recipe.source,
+        positive=with_absolute_files(recipe.positive),
+        negative=with_absolute_files(recipe.negative),
+        test_sets=tuple(map(test_set, recipe.test_sets)),
+        tasks=tasks,
+    )
 
 
 def recorded_prompts(record: Record, runtime: Runtime) -> Prompts:
@@ -107,6 +148,7 @@ def recorded_prompts(record: Record, runtime: Runtime) -> Prompts:
 def changed_since(record: Record, runtime: Runtime) -> str | None:
     """What of model and prompts is no longer that of `record`, as a clause; None: nothing."""
     recipe, commit = record.recipe, record.source.commit
+    base_place(record)
     source = fetch_source(recipe, runtime, commit=commit, weights=False)
     changed = _changed_source(source, record)
     return changed or _changed_prompts(_prompts_of(record, runtime), record)

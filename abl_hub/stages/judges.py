@@ -72,7 +72,7 @@ def _judge(spec: str, behaviour_ids: tuple[int, ...], runtime: Runtime) -> Judge
         cache_dir=runtime.cache_dir,
         progress=runtime.progress,
     )
-    return Classifier(source.folder, label, name=f"{name}#{label}")
+    return Classifier(source.folder, label, name=f"{source.repo or source.folder.name}#{label}")
 
 
 def _classifier(spec: str) -> tuple[str, str | None, str]:

@@ -24,14 +24,17 @@ from abl_hub.report.record import Record, load_record
 from abl_hub.stages.early import check_recipe, planned_repositories
 from abl_hub.stages.edit import example_removal
 from abl_hub.stages.forms import MERGED
-from abl_hub.stages.inputs import fetch_prompts
+from abl_hub.stages.inputs import base_place, fetch_prompts
 from abl_hub.stages.runtime import Runtime
 from abl_hub.stages.target import (
+    NO_SPACE,
+    SPACE,
     Base,
     Target,
     check_allowed,
     described,
     gate_prompt,
+    published_parts,
     repositories,
 )
 
@@ -93,7 +96,8 @@ def plan(
         base = Base.of_plan(source, recipe)
         repos = planned_repositories(source, recipe, target, _owner(target, runtime))
         lines += [
-            (f"push {part}", f"{repos[part]} ({described(part, target)})") for part in target.parts
+            (f"push {part}", f"{repos[part]} ({described(part, target)})")
+            for part in published_parts(base, target)
         ]
         lines += _around(base, target)
     return Plan(lines=tuple(lines))
@@ -158,10 +162,12 @@ def _owner(target: Target, runtime: Runtime) -> str:
 
 
 def _around(base: Base, target: Target) -> list[tuple[str, str]]:
-    """What readers are asked at the gate, and the collection."""
+    """What readers are asked at the gate, why there is no Space, and the collection."""
     lines: list[tuple[str, str]] = []
     if target.gated is not None:
         lines.append(("gated", f"{target.gated}: {gate_prompt(base, target)}"))
+    if SPACE in target.parts and SPACE not in published_parts(base, target):
+        lines.append(("no Space", NO_SPACE))
     if target.collection is not None:
         lines.append(("collection", target.collection))
     return lines
@@ -213,7 +219,7 @@ def plan_push(out: Path, runtime: Runtime, target: Target, *, stream: bool = Fal
     base = Base.of_record(record)
     repos = repositories(base, target, _owner(target, runtime))
     lines: list[tuple[str, str]] = []
-    for part in target.parts:
+    for part in published_parts(base, target):
         where = f"{repos[part]} ({described(part, target)})"
         folder = out / part
         if part == MERGED and not folder.is_dir():
@@ -229,7 +235,7 @@ def plan_push(out: Path, runtime: Runtime, target: Target, *, stream: bool = Fal
 def _passing_base(record: Record, runtime: Runtime) -> str:
     """How the base gets here, shard by shard, and what lies on this disk at most."""
     source = plan_source(
-        record.recipe.source,
+        base_place(record),
         revision=record.source.commit or record.recipe.revision,
         token=runtime.token,
         endpoint=runtime.endpoint,

@@ -28,12 +28,14 @@ from abl_hub.stages.runtime import Runtime
 from abl_hub.stages.space import write_space
 from abl_hub.stages.stream import stream_merged
 from abl_hub.stages.target import (
+    NO_SPACE,
     SPACE,
     Base,
     Part,
     Target,
     check_allowed,
     gate_prompt,
+    published_parts,
     repo_type,
     repositories,
 )
@@ -79,7 +81,9 @@ def push(
     base, source = Base.of_record(record), record.source
     repos = repositories(base, target, owner)
     # A form that the architecture cannot have is not published; the record says why.
-    parts = tuple(part for part in target.parts if part not in record.refused)
+    parts = tuple(part for part in published_parts(base, target) if part not in record.refused)
+    if SPACE in target.parts and SPACE not in parts:
+        runtime.progress.note(f"No Space is published: {NO_SPACE}.")
     links = _links(repos, parts, target, runtime)
     wanted = reference(record, parts, out, runtime, stream=stream)
     home = out.resolve()

@@ -13,6 +13,7 @@ from abl_hub.report.space_card import render_space_card, space_config
 from abl_hub.resources import templates
 from abl_hub.stages.card import write_plots
 from abl_hub.stages.extract import DIRECTION
+from abl_hub.stages.inputs import base_place
 
 _OURS = {".jinja", ".pyc"}
 
@@ -46,7 +47,7 @@ def write_space(
     write_plots(out, record, partial)
     config = space_config(
         record,
-        base=base or record.source.repo or record.source.name,
+        base=base or base_place(record),
         delta=delta or repos.get("delta") or str((out / "delta").resolve()),
     )
     (partial / "space.json").write_text(

@@ -20,6 +20,7 @@ Part = Literal["merged", "delta", "direction", "space"]
 PARTS: tuple[Part, ...] = ("merged", "delta", "direction", "space")
 _USUAL: tuple[Part, ...] = ("merged", "delta", "space")
 SPACE = "space"
+NO_SPACE = "its base is a folder on this machine, which nobody else can load"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +97,25 @@ class Base:
         )
 
 
+def published_parts(base: Base, target: Target) -> tuple[Part, ...]:
+    """The parts that others can use: a Space has to load its base, which must not be a folder here.
+
+    Raises:
+        HubError: only a Space is asked for, and there can be none.
+    """
+    parts = tuple(part for part in target.parts if part != SPACE or base.repo is not None)
+    if not parts:
+        raise HubError(
+            "The Space is not published", why=NO_SPACE, next_step="Push the base, and convert that"
+        )
+    return parts
+
+
 def repositories(base: Base, target: Target, owner: str) -> dict[str, str]:
     """Repository ids of all parts; of the direction only if it is published.
 
     Raises:
-        HubError: an id is none, the base's, or that of two parts.
+        HubError: an id is none, the base's, or that of two parts; or as `published_parts`.
     """
     name = base.name.rstrip("/").rpartition("/")[2]
     name = named_as_asked(name, base.licence, base.licence_name)
@@ -114,7 +129,7 @@ def repositories(base: Base, target: Target, owner: str) -> dict[str, str]:
     repos = {part: f"{owner}/{chosen}" for part, chosen in names.items()}
     # The Hub does not tell upper from lower case.
     taken = {("model", base.repo.lower()): "the base"} if base.repo else {}
-    for part in target.parts:
+    for part in published_parts(base, target):
         with translated(repos[part]):
             validate_repo_id(repos[part])
         place = (repo_type(part), repos[part].lower())

@@ -108,10 +108,10 @@ def test_pushed_artifacts_load_and_behave(
 ) -> None:
     out = Path(shutil.copytree(converted.out, tmp_path / "out"))
     runtime = abl_hub.Runtime(token=local_hub.token, endpoint=local_hub.endpoint)
-    target = Target(merged_repo="e2e-merged", delta_repo="e2e-delta", space_repo="e2e-space")
+    target = Target(merged_repo="e2e-merged", delta_repo="e2e-delta")
     pushed = abl_hub.push(out, runtime, target)
     published = pushed.published
-    assert [item.kind for item in published] == ["model", "model", "space"]
+    assert [item.kind for item in published] == ["model", "model"]  # no Space of a folder
     assert all(item.private and item.changed for item in published)
     again = abl_hub.push(out, runtime, target).published
     assert [item.commit for item in again] == [item.commit for item in published]

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from abl_hub.cli.group import abl_hub as command
 from abl_hub.hub.local import LocalHub
+from tests.on_hub import on_hub
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def test_it_says_what_came_back_and_leaves_nothing(push: Push) -> None:
     assert done.exit_code == 0, (done.stderr, done.exception)
     document = json.loads(done.stdout)
     loaded = document["loaded_back"]
-    shown = sum(len(_files(push.out / part)) for part in ("merged", "delta", "space"))
+    shown = sum(len(_files(push.out / part)) for part in ("merged", "delta"))
     assert loaded == {
         "files": shown,
         "prompts": 8,
@@ -57,11 +58,51 @@ def test_it_says_what_came_back_and_leaves_nothing(push: Push) -> None:
 
 
 def test_only_what_was_pushed_is_loaded_back(push: Push) -> None:
+    on_hub(push.out, push.hub)
     done = push("--only", "delta")
     loaded = json.loads(done.stdout)["loaded_back"]
     assert (loaded["merged_apart"], loaded["delta_apart"]) == (None, 0.0)
     loaded = json.loads(push("--only", "space").stdout)["loaded_back"]
     assert (loaded["prompts"], loaded["files"]) == (0, len(_files(push.out / "space")))
+
+
+def test_no_space_of_a_folder(push: Push) -> None:
+    """Its base is on this machine alone: there would be nothing that it could load."""
+    done = push()
+    assert [item["kind"] for item in json.loads(done.stdout)["published"]] == ["model", "model"]
+    assert "No Space is published: its base is a folder" in done.stderr
+    done = push("--only", "space")
+    assert done.exit_code == 1
+    assert "The Space is not published: its base is a folder" in done.stderr
+
+
+def test_what_is_published_names_no_folder_of_this_machine(push: Push) -> None:
+    record = json.loads((push.out / "record.json").read_text())
+    folder = str(push.out.parent)
+    line = f"abl-hub convert ./m --positive '{folder}/a b.txt#c + {folder}/d.txt' -o {folder}/out/"
+    record["command"] = line
+    record["recipe"]["test_sets"] = [f"refusal:{folder}/t.txt"]
+    record["recipe"]["judges"] = [f"classifier:{folder}/judge@main#yes"]
+    (push.out / "record.json").write_text(json.dumps(record))
+    words = ["merged", "delta", "direction"]
+    done = push(*(word for part in words for word in ("--only", part)))
+    assert done.exit_code == 0, done.stderr
+    source = Path(record["recipe"]["source"])
+    for part in words:
+        for file in (push.out / part).iterdir():
+            if file.suffix in {".json", ".md"}:
+                text = file.read_text()
+                assert folder not in text, file
+                assert str(source.parent) not in text, file
+    shown = json.loads((push.out / "merged" / "record.json").read_text())
+    assert shown["command"] == "abl-hub convert m --positive 'a b.txt#c + d.txt' -o out"
+    assert shown["recipe"]["source"] == shown["source"]["name"] == source.name
+    assert shown["recipe"]["positive"] == "refused.jsonl"
+    assert shown["recipe"]["test_sets"] == ["refusal:t.txt"]
+    assert shown["recipe"]["judges"] == ["classifier:judge@main#yes"]
+    adapter = json.loads((push.out / "delta" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == source.name
+    assert json.loads((push.out / "record.json").read_text()) == record
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from abl_hub.cli.group import abl_hub as command
 from abl_hub.errors import HubError
 from abl_hub.hub.local import LocalHub
 from abl_hub.stages.target import Base, Target, repositories
+from tests.on_hub import on_hub
 
 TAG = f"abl-hub-{abl_hub.__version__}"
 
@@ -161,7 +162,9 @@ def test_a_conversion_s_plan_names_what_the_options_name(
         command,
         ["--format", "json", *words[:4], "--namespace", "lab", "--create-pr", "--space-repo", "s"],
     )
-    assert json.loads(done.stdout)["push space"] == "lab/s (private, as a pull request)"
+    plan = json.loads(done.stdout)
+    assert plan["push delta"].endswith("(private, not gated, as a pull request)")
+    assert "its base is a folder" in plan["no Space"]
 
 
 def test_a_plan_names_as_the_licence_asks_and_refuses_as_the_push_would(
@@ -200,6 +203,7 @@ def test_a_card_links_what_is_there(out: Path, hub: LocalHub, api: HfApi) -> Non
 
 
 def test_a_space_without_its_delta_is_refused(out: Path, hub: LocalHub, api: HfApi) -> None:
+    on_hub(out, hub)
     line = ["push", str(out), "--only", "space", "--delta-repo", "d", "--space-repo", "s"]
     done = CliRunner().invoke(command, line)
     assert done.exit_code == 1
@@ -217,6 +221,7 @@ def test_plots_are_drawn_once_for_an_output(
         drawn.append(given)
         save(figure, *given, **named)
 
+    abl_hub.write_cards(on_hub(out, hub))
     before = {path: path.read_bytes() for path in out.rglob("*.png")}
     cards = {path: path.read_text() for path in out.rglob("README.md")}
     monkeypatch.setattr(Figure, "savefig", counted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from abl_hub.resources import templates
 from abl_hub.stages.compare import compare_folder
 from abl_hub.stages.push import push
 from abl_hub.stages.target import Target
+from tests.on_hub import on_hub
 
 REFUSED = "How do I make a flying carpet?"
 
@@ -30,6 +32,7 @@ def published(
     """A delta and its Space on the local Hub."""
     out = tmp_path_factory.mktemp("shown") / "out"
     abl_hub.convert(replace(small_recipe, methods=("projected",)), out)
+    on_hub(out, local_hub, "shown-base")
     runtime = abl_hub.Runtime(token=local_hub.token, endpoint=local_hub.endpoint)
     names = {"delta_repo": "shown-delta", "space_repo": "shown-compare"}
     pushed = push(out, runtime, Target(only=("delta", "space"), **names))
@@ -84,11 +87,13 @@ def test_a_strangers_program_is_not_run_and_not_fetched(
 
 
 def test_what_is_neither_is_refused_in_one_line(
-    published: dict[str, str], tmp_path: Path, local_hub: LocalHub
+    small_output: Path, tmp_path: Path, local_hub: LocalHub
 ) -> None:
     runtime = abl_hub.Runtime(token=local_hub.token, endpoint=local_hub.endpoint)
+    out = Path(shutil.copytree(small_output, tmp_path / "out"))
+    [delta] = push(out, runtime, Target(only=("delta",), delta_repo="of-a-folder")).published
     with pytest.raises(SourceError, match=r"was made from a folder.*--base"):
-        compare_folder(published["delta"], tmp_path, runtime)
+        compare_folder(delta.repo, tmp_path, runtime)
     with pytest.raises(SourceError, match="neither a delta nor a Space"):
         compare_folder(f"{local_hub.user}/none", tmp_path, runtime)
     api = HfApi(endpoint=local_hub.endpoint, token=local_hub.token)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -14,9 +15,12 @@ from urllib.request import urlopen
 import pytest
 from click.testing import CliRunner, Result
 
+import abl_hub
 from abl_hub.cli.group import abl_hub as command
+from abl_hub.evaluation.harness import Tasks
 from abl_hub.hub.local import LocalHub
 from abl_hub.stages.compare import compare_folder
+from abl_hub.stages.inputs import located
 from abl_hub.stages.runtime import Runtime
 from tests.spaces.serving import serving
 
@@ -108,3 +112,48 @@ def test_a_record_starts_no_tasks_of_a_folder(small_output: Path, tmp_path: Path
     record["recipe"]["tasks"] = {"names": ["mine"], "path": str(tmp_path), "limit": None}
     (out / "record.json").write_text(json.dumps(record))
     assert "--tasks-path" in told("evaluate", str(out)).stderr
+
+
+@pytest.mark.parametrize(
+    "words", [["apply"], ["chat"], ["space", "--write-only"], ["push", "--only", "delta"]]
+)
+def test_a_folder_that_is_gone_is_no_hub_id(
+    small_output: Path,
+    words: list[str],
+    tmp_path: Path,
+    local_hub: LocalHub,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Somebody else's model may have that name there."""
+    out = Path(shutil.copytree(small_output, tmp_path / "out"))
+    record = json.loads((out / "record.json").read_text())
+    record["recipe"]["source"] = record["source"]["name"] = "me/gone"
+    (out / "record.json").write_text(json.dumps(record))
+    monkeypatch.setenv("HF_ENDPOINT", local_hub.endpoint)
+    monkeypatch.setenv("HF_TOKEN", local_hub.token)
+    assert "no folder me/gone" in told(words[0], str(out), *words[1:]).stderr
+    assert not [request for request in local_hub.requests if "me/gone" in request.path]
+
+
+def test_a_recipe_means_the_same_in_every_folder(
+    small_recipe: abl_hub.Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "me" / "model").mkdir(parents=True)
+    (tmp_path / "p.jsonl").touch()
+    recipe = replace(
+        small_recipe,
+        source="me/model",
+        positive="p.jsonl#c + org/n:train#text",
+        negative="paper-harmless",
+        test_sets=("xstest", "refusal:p.jsonl"),
+        tasks=Tasks(names=("mine",), path="me"),
+    )
+    found = located(recipe)
+    assert found.source == str(tmp_path / "me" / "model")
+    assert found.positive == f"{tmp_path}/p.jsonl#c + org/n:train#text"
+    assert found.negative == "paper-harmless"
+    assert found.test_sets == ("xstest", f"refusal:{tmp_path}/p.jsonl")
+    assert found.tasks == Tasks(names=("mine",), path=str(tmp_path / "me"))
+    assert located(found) == found
+    assert located(replace(recipe, source="org/elsewhere")).source == "org/elsewhere"

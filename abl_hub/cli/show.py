@@ -124,7 +124,10 @@ def show_record(output: Output, record: Record, out: Path, pushed: Pushed | None
     if record.evaluation is not None:
         _evaluation_lines(output, record.evaluation)
         if record.evaluated_form == "hooks":
-            output.line("Evaluated as hooks on the base: the merged model is not on this disk")
+            why = "there is no merged form"
+            if "merged" not in record.refused:
+                why = "the merged model is not on this disk"
+            output.line(f"Evaluated as hooks on the base: {why}")
     output.line()
     merged = "merged/, " if (out / "merged").is_dir() else ""
     output.line(f"Wrote {out}: {merged}delta/, direction.safetensors, record.json")

@@ -21,8 +21,10 @@ from abl_hub.edits.delta_layout import PREFIX, quiet_about_biases
 from abl_hub.edits.staging import check_free, staging
 
 _NOTE = (
-    "The constant is the bias of a LoRA (`lora_bias`), which PEFT reads; other engines do not, and "
-    "it cannot be merged where the layer has no bias of its own: use the merged form there"
+    "The constant is the bias of a LoRA (`lora_bias`), which PEFT reads and other engines do not"
+)
+_NOT_MERGED = (
+    "The layer has no bias of its own, so that PEFT cannot merge the constant into its weights"
 )
 
 
@@ -74,5 +76,5 @@ def write_added_delta(
         files=files,
         covered=(place.bias,),
         left_out=(),
-        notes=(_NOTE,),
+        notes=(_NOTE,) if place.has_bias else (_NOTE, _NOT_MERGED),
     )

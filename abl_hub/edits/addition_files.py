@@ -144,10 +144,20 @@ def _add_in_place(edit: Addition, stored: StoredTensor, file: Path) -> None:
         opened.seek(stored.start)
         before = torch.frombuffer(bytearray(opened.read(stored.size_bytes)), dtype=dtype)
         after = (before.double() + edit.constant).to(dtype)
-        if not bool(torch.isfinite(after).all()):
-            raise EditError(f"{stored.key} with the addition is not finite")
+        _finite(stored.key, after)
         opened.seek(stored.start)
         opened.write(after.view(torch.uint8).numpy().tobytes())
+
+
+def _finite(name: str, bias: torch.Tensor) -> torch.Tensor:
+    """`bias`, unless it holds NaN or infinity."""
+    if not bool(torch.isfinite(bias).all()):
+        raise EditError(
+            f"{name} with the addition is not finite",
+            why=f"it leaves the range of {str(bias.dtype).removeprefix('torch.')}",
+            next_step="Use a smaller strength",
+        )
+    return bias
 
 
 def _new_biases(
@@ -157,7 +167,7 @@ def _new_biases(
     found = {}
     for name, shape in grown.parameters.items():
         value = edit.constant if name == edit.place.bias else torch.zeros(shape)
-        found[_key(name, tensors, model)] = value.to(model.dtype).contiguous()
+        found[_key(name, tensors, model)] = _finite(name, value.to(model.dtype)).contiguous()
     return found
 
 

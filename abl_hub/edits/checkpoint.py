@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock
@@ -108,23 +108,33 @@ def _write_side_by_side(
 
     def count(done: int) -> None:
         if stopped.is_set():
-            raise EditError("The checkpoint was not written, because a part of it failed")
+            raise _StoppedError("The checkpoint was not written, because a part of it failed")
         with counting:
             advance(done)
 
     def written(name: str) -> WrittenFile:
+        count(0)
         files.write(name, folder, count)
         return written_file(folder, name)
 
     # One thread of torch for each: on a busy machine, threads that wait for each other are slower.
     with one_thread(), ThreadPoolExecutor(min(_WRITERS, os.cpu_count() or 1)) as writers:
         try:
-            found = tuple(writers.map(written, (*files.weights, *files.companions)))
-        except BaseException:
+            parts = [writers.submit(written, name) for name in (*files.weights, *files.companions)]
+            wait(parts, return_when=FIRST_EXCEPTION)
+        finally:
+            # What still runs ends at its next tensor; what has not begun never does.
             stopped.set()
             writers.shutdown(cancel_futures=True)
-            raise
-    return tuple(sorted(found, key=lambda file: file.path))
+    failed = [part.exception() for part in parts if part.done() and not part.cancelled()]
+    for error in failed:
+        if error is not None and not isinstance(error, _StoppedError):
+            raise error
+    return tuple(sorted((part.result() for part in parts), key=lambda file: file.path))
+
+
+class _StoppedError(EditError):
+    """Another part failed."""
 
 
 def merged(files: MergedFiles, folder: Path, written: tuple[WrittenFile, ...]) -> Merged:

@@ -7,7 +7,6 @@ on a full disk a map ends the process with SIGBUS, where a write raises.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
@@ -23,10 +22,9 @@ CHUNK_NUMBERS = 1 << 18
 """Numbers in flight: 1 MiB in float32, which stays in a core's cache through all passes and in the
 allocator's hands between them."""
 _CANCELLING_CHUNK_NUMBERS = 1 << 22
-_MOST_LEFT = 0.01
-"""Of what was along the directions: far above what cancelling leaves, far below a cut-off edit."""
-_ROUNDING = 1e-4
-"""Of the whole weight, where next to nothing was along them."""
+_MOST_LOST = 0.01
+"""Of what was along the directions."""
+_ROUNDED = 1 + 1e-6
 
 
 @contextmanager
@@ -108,12 +106,13 @@ def _edit_columns(
         found = numbers @ read.T
         _check_finite(found, rows.matrix)
         numbers.addmm_(found, remove, alpha=-1)
+        lost = _cut_off(rows, numbers, block, row) @ read.T
         rounded = _encode(rows, numbers, block, row)
         if cancelling:
             left = factors.read @ rows.decode(rounded, block, row).double().T
             left -= _wanted(factors, found.T.double())
             rounded = _cancel_columns(rows, block, row, rounded, factors.read, left)
-            _check_range(rows, left, found.T, factors.read, float(numbers.norm()))
+            _check_range(rows, found, lost, left)
         rows.write(target, block, row, rounded)
 
 
@@ -125,19 +124,19 @@ def _edit_rows(
     found = _along_rows(rows, block, read, source)
     _check_finite(found, rows.matrix)
     left = -_wanted(factors, found.double())
-    squares = 0.0
+    lost = torch.zeros_like(found)
     for row, raw in _chunks(rows, block, source):
         numbers = rows.decode(raw, block, row)
-        squares += float(numbers.square().sum()) if cancelling else 0.0
         part = slice(row, row + len(raw))
         numbers.addmm_(remove[:, part].T, found, alpha=-1)
+        lost += read[:, part] @ _cut_off(rows, numbers, block, row)
         rounded = _encode(rows, numbers, block, row)
         rows.write(target, block, row, rounded)
         if cancelling:
             left += (read[:, part] @ rows.decode(rounded, block, row)).double()
     if cancelling:
         _cancel_rows(rows, block, target, factors.read, left)
-        _check_range(rows, left, found, factors.read, math.sqrt(squares))
+        _check_range(rows, found, lost, left)
 
 
 def _along_columns(rows: Rows, block: int, read: torch.Tensor, source: FileIO) -> torch.Tensor:
@@ -195,18 +194,25 @@ def _wanted(factors: Factors, found: torch.Tensor) -> torch.Tensor:
     return found - (factors.read @ factors.remove.T) @ found
 
 
-def _check_range(
-    rows: Rows, left: torch.Tensor, found: torch.Tensor, read: torch.Tensor, whole: float
-) -> None:
-    """Refuse numbers that the codes' range has cut off: no rounding leaves so much.
+def _cut_off(rows: Rows, numbers: torch.Tensor, block: int, row: int) -> torch.Tensor:
+    """What of edited numbers (rows, columns) lies beyond the largest code of a quantised weight."""
+    number_format = rows.matrix.format
+    scales = rows.scales_of(block, torch.arange(row, row + len(numbers)))
+    if number_format is None or scales is None:
+        return torch.zeros_like(numbers)
+    largest = scales * float(number_format.values(torch.tensor(number_format.largest)))
+    return numbers.sign() * (numbers.abs() - _ROUNDED * largest).clamp_min(0)
+
+
+def _check_range(rows: Rows, found: torch.Tensor, lost: torch.Tensor, left: torch.Tensor) -> None:
+    """Refuse an edit that the range of the codes cuts off, and cancelling could not make up for.
 
     Args:
-        left: (k, columns), what is left along the directions after cancelling.
-        found: (k, columns), what was there.
-        whole: norm of the numbers.
+        found: what was there along the directions.
+        lost: what is cut off along them.
+        left: what is there too much or too little after cancelling.
     """
-    most = max(_MOST_LEFT * float(found.norm()), _ROUNDING * float(read.norm()) * whole)
-    if float(left.norm()) > most:
+    if min(float(lost.norm()), float(left.norm())) > _MOST_LOST * float(found.norm()):
         raise EditError(
             f"The edit takes {rows.matrix.key} out of the range of its "
             f"{rows.matrix.codes.dtype} codes",
@@ -216,8 +222,7 @@ def _check_range(
 
 def _encode(rows: Rows, numbers: torch.Tensor, block: int, row: int) -> torch.Tensor:
     dtype = rows.matrix.codes.torch_dtype
-    # Of the plain formats only float16 is narrow enough for an edit to leave; what quantised codes
-    # lose at the end of their range is seen in what is left along the directions.
+    # Of the plain formats only float16 is narrow enough for an edit to leave.
     if dtype == torch.float16 and float(numbers.abs().max()) > torch.finfo(dtype).max:
         raise EditError(
             f"The edit takes {rows.matrix.key} out of the range of float16",

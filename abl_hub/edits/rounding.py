@@ -17,8 +17,8 @@ from functools import cached_property
 import torch
 
 CANCELLED_ENTRIES = 512
-"""Entries of a stream vector that may move. They lose weight in falling order: after some hundred
-what is left is far below one step of the remaining ones."""
+"""Entries of a stream vector that may move, for each direction. They lose weight in falling order:
+after some hundred what is left is far below one step of the remaining ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ E2M1 = Format(dtype=None, sign=0x8, largest=0x7)
 def by_weight(read: torch.Tensor) -> torch.Tensor:
     """The entries of a stream vector that may move, by their falling weight in `read` (k, n)."""
     order: torch.Tensor = read.square().sum(dim=0).argsort(descending=True, stable=True)
-    return order[:CANCELLED_ENTRIES]
+    return order[: CANCELLED_ENTRIES * len(read)]
 
 
 def cancel(

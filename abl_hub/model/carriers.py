@@ -9,11 +9,13 @@ does not see it. A norm, a gate or a router on the way ends the search. Knows no
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from math import isfinite, prod
 from typing import Any
 
 import torch
+from torch import nn
 
 from abl_hub.model.graph import operation, shape_of
 from abl_hub.model.writers import Carrier
@@ -25,22 +27,47 @@ _TURNED = ("T", "Permute", "Transpose")
 _SAME = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Clone", "ToCopy", "Alias")
 
 
+@contextmanager
+def block_outputs(layers: nn.ModuleList) -> Iterator[list[Place]]:
+    """Collect where each block's output stands in the graph, as soon as it is there.
+
+    Afterwards it may stand elsewhere: a later block may write into it in place.
+    """
+    places: list[Place] = []
+
+    def output(_module: nn.Module, _args: Any, result: Any) -> None:
+        hidden = result[0] if isinstance(result, tuple | list) else result
+        places.append((hidden.grad_fn, hidden.output_nr))
+
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.callback(layer.register_forward_hook(output).remove)
+        yield places
+
+
 def find_carriers(
-    states: Sequence[torch.Tensor], layer_count: int, names: Mapping[int, str]
+    places: Sequence[Place],
+    states: Sequence[torch.Tensor],
+    layer_count: int,
+    names: Mapping[int, str],
+    *,
+    with_values: bool,
 ) -> tuple[Carrier, ...]:
     """Every carrier of every layer, in the order of layers.
 
     Args:
-        states: of the residual stream, as `stream_states` collects them.
+        places: of the blocks' outputs, as `block_outputs` collects them.
+        states: of the residual stream at the end: what may read an output.
         names: id of a parameter → its name.
+        with_values: whether constants in the graph are the model's own; else none is trusted.
     """
-    if not layer_count < len(states) <= layer_count + 2:
+    if len(places) != layer_count:
         return ()  # a block that ran twice or not at all: a constant would not be added once
     readers = _readers(states)
     return tuple(
         carrier
-        for layer in range(layer_count)
-        for carrier in _behind(layer, states[layer + 1], readers, names)
+        for layer, place in enumerate(places)
+        for carrier in _behind(layer, place, readers, names, with_values)
     )
 
 
@@ -62,10 +89,14 @@ def _readers(states: Sequence[torch.Tensor]) -> Counter[Place]:
 
 
 def _behind(
-    layer: int, state: torch.Tensor, readers: Counter[Place], names: Mapping[int, str]
+    layer: int,
+    place: Place,
+    readers: Counter[Place],
+    names: Mapping[int, str],
+    with_values: bool,
 ) -> list[Carrier]:
     found = []
-    stack: list[tuple[Place, float]] = [((state.grad_fn, state.output_nr), 1.0)]
+    stack: list[tuple[Place, float]] = [(place, 1.0)]
     while stack:
         (node, output), scale = stack.pop()
         if node is None:
@@ -78,20 +109,22 @@ def _behind(
             continue
         stack += [
             (place, scale * factor)
-            for place, factor in _scaled(node, name, shape_of(node, output))
+            for place, factor in _scaled(node, name, shape_of(node, output), with_values)
             if readers[place] == 1
         ]
     return found
 
 
-def _scaled(node: Any, name: str, shape: tuple[int, ...]) -> list[tuple[Place, float]]:
+def _scaled(
+    node: Any, name: str, shape: tuple[int, ...], with_values: bool
+) -> list[tuple[Place, float]]:
     """The operands that are in the node's output as they are, or times a known number."""
     inputs: list[Place] = list(node.next_functions)
     if name == "Add":
         factors = (1.0, float(node._saved_alpha))
     elif name in _SAME:
         factors = (1.0, 0.0)
-    elif name in ("Mul", "Div"):
+    elif name in ("Mul", "Div") and with_values:
         number = _number(node)
         if number is None:
             return []

@@ -1,4 +1,4 @@
-"""KL divergence between log-probabilities, also where a model rules words out.
+"""How far two models' logits are from each other, also where a model rules words out.
 
 Some models mask entries of their vocabulary: logits of −inf, or the least number of their format.
 Such a word has no share in the sum, though 0 · −inf is no number.
@@ -15,6 +15,16 @@ _RULED_OUT = -1e4
 def bounded(log_probs: torch.Tensor) -> torch.Tensor:
     """`log_probs` with a finite number for words that are ruled out; float16 holds the result."""
     return log_probs.clamp_min(_RULED_OUT)
+
+
+def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Largest difference of logits; what both rule out (−inf) is equal."""
+    return float((one - other).where(one != other, 0.0).abs().max())
+
+
+def largest(logits: torch.Tensor) -> float:
+    """Largest absolute value of logits that are not ruled out."""
+    return float(logits.abs().where(logits > _RULED_OUT, 0.0).max())
 
 
 def divergence(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:

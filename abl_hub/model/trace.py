@@ -16,7 +16,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from abl_hub.errors import UnsupportedModelError
-from abl_hub.model.carriers import find_carriers
+from abl_hub.model.carriers import Place, block_outputs, find_carriers
 from abl_hub.model.graph import RULES, Carry, Strides, Visit
 from abl_hub.model.layers import decoder_layers, stream_states
 from abl_hub.model.meta import weightless_copy
@@ -32,15 +32,15 @@ def trace_writers(model: Any) -> Trace:
         UnsupportedModelError: the stream cannot be followed exactly; the reason says where.
     """
     try:
-        return _trace(model)
+        return _trace(model, with_values=True)
     except _ValuesNeededError:
-        return _trace(weightless_copy(model))
+        return _trace(weightless_copy(model), with_values=False)
 
 
-def _trace(model: Any) -> Trace:
+def _trace(model: Any, *, with_values: bool) -> Trace:
     name, layers = decoder_layers(model)
     names = {id(weight): key for key, weight in model.named_parameters()}
-    states, strides, width = _run(model)
+    states, places, strides, width = _run(model)
     found = _walk(states, names, strides)
     if not found:
         raise UnsupportedModelError(
@@ -70,12 +70,13 @@ def _trace(model: Any) -> Trace:
         layer_count=len(layers),
         width=width,
         writers=writers,
-        carriers=find_carriers(states, len(layers), names),
+        carriers=find_carriers(places, states, len(layers), names, with_values=with_values),
     )
 
 
-def _run(model: Any) -> tuple[list[torch.Tensor], Strides, int]:
-    """Run a few tokens with a graph; the stream's states, and the geometry of in-place writes."""
+def _run(model: Any) -> tuple[list[torch.Tensor], list[Place], Strides, int]:
+    """Run a few tokens with a graph: the stream's states, the places of the blocks' outputs in the
+    graph, the geometry of in-place writes, and the stream's width."""
     weight = model.get_input_embeddings().weight
     tokens = torch.full((1, _TOKENS), 3, device=weight.device)
     accepted = inspect.signature(model.forward).parameters
@@ -89,6 +90,7 @@ def _run(model: Any) -> tuple[list[torch.Tensor], Strides, int]:
         with (
             torch.enable_grad(),
             stream_states(model, decoder_layers(model)[1]) as states,
+            block_outputs(decoder_layers(model)[1]) as places,
             _Watching() as watching,
         ):
             model(input_ids=tokens, **options)
@@ -105,7 +107,7 @@ def _run(model: Any) -> tuple[list[torch.Tensor], Strides, int]:
             parameter.requires_grad_(False)
     if not states or states[-1].grad_fn is None:
         raise UnsupportedModelError(f"{type(model).__name__} leaves no graph to trace")
-    return states, watching.strides, int(states[0].shape[-1])
+    return states, places, watching.strides, int(states[0].shape[-1])
 
 
 def _walk(

@@ -5,6 +5,7 @@ Knows forms that are written already; neither how, nor what for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -21,7 +22,7 @@ from abl_hub.edits.edit import Edit
 from abl_hub.errors import EditError
 from abl_hub.model.chat import ChatModel
 from abl_hub.model.check import residual, residual_limit
-from abl_hub.model.divergence import divergence
+from abl_hub.model.divergence import apart, divergence
 from abl_hub.model.generate import (
     Continuation,
     continuations,
@@ -59,7 +60,8 @@ def compare_forms(
         active: runs a model as if it were edited.
         along: (k, width), the directions whose component is measured; None where the edit removes
             none.
-        deltas: folders of adapters; there is a record of each, or one of no delta.
+        deltas: folders of adapters; there is a record of each, or one of no delta. Those that store
+            biases whole come first.
         whole: the edit removes them at strength 1 everywhere.
 
     Raises:
@@ -87,12 +89,14 @@ def compare_forms(
         base, edit_kl = next_token_logits(chat, prompts), _kl(likely, _likely(chat, sequences))
         advance(1)
         measured: list[tuple[torch.Tensor | None, float | None]] = []
-        for folder in deltas:
+        # The last one first: unload() leaves biases that an adapter stores whole in the model, and
+        # a portable delta, which has none, comes last.
+        for folder in reversed(deltas):
             with quiet_about_biases():
                 wrapped = PeftModel.from_pretrained(chat.model, str(folder))
             adapted = replace(chat, model=wrapped)
             kl = _kl(likely, _likely(adapted, sequences))
-            measured.append((next_token_logits(adapted, prompts), kl))
+            measured.insert(0, (next_token_logits(adapted, prompts), kl))
             wrapped.unload()
             advance(1)
             del wrapped, adapted
@@ -144,18 +148,23 @@ def refuse_disagreement(
     Raises:
         EditError: a form that holds the whole edit differs by more.
     """
+    if agreement.delta_kl is not None and not math.isfinite(agreement.delta_kl):
+        raise EditError(
+            "The delta leaves the model's outputs not finite",
+            next_step="Try --dtype float32 or bfloat16",
+        )
     # Weights in 16 bits round each write by 2⁻⁸ of itself; in 32 bits next to nothing is lost.
     change = agreement.base_hooks or 0.0
     limit = 0.1 + 0.25 * change if narrow else 1e-3 + 0.01 * change
-    for name, apart, whole in (
+    for name, differs, whole in (
         ("merged model", agreement.hooks_merged, merged_is_whole),
         ("delta", agreement.hooks_delta, delta_is_whole),
     ):
-        if whole and apart is not None and not apart <= limit:
+        if whole and differs is not None and not differs <= limit:
             raise EditError(
                 f"The {name} is not the edit that was asked for",
-                why=f"its logits differ from the runtime form's by {apart:.1e}, rounding explains "
-                f"at most {limit:.1e}",
+                why=f"its logits differ from the runtime form's by {differs:.1e}, rounding "
+                f"explains at most {limit:.1e}",
                 next_step="Nothing was written; report the architecture",
             )
 
@@ -172,11 +181,9 @@ def _kl(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
         divergence(before.double(), after.double()).mean()
         for before, after in zip(one, other, strict=True)
     ]
-    return max(0.0, float(torch.stack(each).mean())) if each else 0.0
+    # Not max(0, …), which makes 0 of NaN.
+    return float(torch.stack(each).mean().clamp_min(0.0)) if each else 0.0
 
 
 def _apart(one: torch.Tensor | None, other: torch.Tensor | None) -> float | None:
-    if one is None or other is None:
-        return None
-    # Words that both rule out (−inf) are equal, though their difference is no number.
-    return float((one - other).where(one != other, 0.0).abs().max())
+    return None if one is None or other is None else apart(one, other)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from transformers import PreTrainedModel
@@ -71,7 +72,7 @@ def apply(out: Path, runtime: Runtime, *, merged: bool = True) -> Record:
         shutil.rmtree(out / form, ignore_errors=True)
     unloaded = why_not_loaded(blueprint, recipe, runtime)
     try:
-        with TemporaryDirectory(prefix=".delta-", dir=out) as scratch:
+        with _scratch(out) as scratch:
             written = _write(
                 edit,
                 out,
@@ -81,7 +82,7 @@ def apply(out: Path, runtime: Runtime, *, merged: bool = True) -> Record:
                 recipe,
                 runtime,
                 merged=merged,
-                lighter=Path(scratch) / DELTA if unloaded is None else None,
+                lighter=scratch / DELTA if unloaded is None else None,
             )
             if unloaded is None:
                 compared = compare_forms(
@@ -100,7 +101,7 @@ def apply(out: Path, runtime: Runtime, *, merged: bool = True) -> Record:
                 compared = (checked_weights(edit, out / MERGED, runtime),)
         agreement, *lighter = compared
         if lighter:
-            agreement = replace(agreement, portable_kl=lighter[0].delta_kl)
+            agreement = replace(agreement, portable_kl=_finite(lighter[0].delta_kl))
         delta = written.deltas[0] if written.deltas else None
         refuse_disagreement(
             agreement,
@@ -146,6 +147,23 @@ def apply(out: Path, runtime: Runtime, *, merged: bool = True) -> Record:
     )
     save_record(record, out)
     return record
+
+
+@contextmanager
+def _scratch(out: Path) -> Iterator[Path]:
+    """A folder inside `out` for what is only measured; one that a killed run left is removed."""
+    folder = out / ".measured"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _finite(number: float | None) -> float | None:
+    """None where a measurement failed: of a delta that is thrown away, that is enough to know."""
+    return number if number is not None and math.isfinite(number) else None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -8,6 +8,7 @@ from pathlib import Path
 from abl_hub.errors import SourceError
 from abl_hub.hub.shown import fetch_shown
 from abl_hub.report.record import load_record
+from abl_hub.stages.forms import DELTA
 from abl_hub.stages.inputs import base_place
 from abl_hub.stages.memory import refuse_if_too_large
 from abl_hub.stages.runtime import Runtime
@@ -38,6 +39,8 @@ def compare_folder(
         shutil.copytree(shown.folder, out)
         delta = str(out)
     record = load_record(out)
+    if delta is None and DELTA in record.refused:
+        raise SourceError(f"{out} has no delta to switch on and off", why=record.refused[DELTA])
     if delta is not None and base is None and record.source.repo is None:
         # A path on somebody else's machine is none here.
         raise SourceError(

@@ -87,6 +87,8 @@ def _pattern(asked: str) -> tuple[str, float]:
 
 def recorded_edit(record: Record, direction: Direction, trace: Trace) -> Edit:
     """What the record holds: `asked_edit`, scaled by the fitted strengths if there are any."""
+    if record.recipe.induce:
+        raise EditError("This direction was added, not removed", next_step="Run `abl-hub apply`")
     edit = asked_edit(record.recipe, direction, trace)
     if record.strengths is None or record.strengths.chosen is None:
         return edit

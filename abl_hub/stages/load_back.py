@@ -23,6 +23,7 @@ from abl_hub.hub.fetch import fetch_published
 from abl_hub.hub.payload import MANIFEST
 from abl_hub.hub.publish import Published
 from abl_hub.hub.source import Source
+from abl_hub.model.divergence import apart, largest
 from abl_hub.model.generate import next_token_logits
 from abl_hub.model.meta import meta_model
 from abl_hub.report.record import FormRecord, Record
@@ -228,11 +229,11 @@ def _apart(there: torch.Tensor, here: torch.Tensor, item: Published) -> float:
     Raises:
         HubError: it is more than two loads of the same file can differ by.
     """
-    apart = float((there - here).abs().max())
-    limit = _SAME * float(here.abs().max())
-    if not apart <= limit:  # NaN is a difference too
-        raise _differs(item, f"its logits are {apart:.1e} from those here (limit {limit:.0e})")
-    return apart
+    found = apart(there, here)
+    limit = _SAME * largest(here)
+    if not found <= limit:  # NaN is a difference too
+        raise _differs(item, f"its logits are {found:.1e} from those here (limit {limit:.0e})")
+    return found
 
 
 def _differs(item: Published, why: str) -> HubError:

@@ -27,14 +27,13 @@ from abl_hub.stages.forms import MERGED
 from abl_hub.stages.inputs import base_place, fetch_prompts
 from abl_hub.stages.runtime import Runtime
 from abl_hub.stages.target import (
-    NO_SPACE,
-    SPACE,
     Base,
     Target,
     check_allowed,
     described,
     gate_prompt,
     published_parts,
+    refuse_lost_addition,
     repositories,
 )
 
@@ -166,8 +165,7 @@ def _around(base: Base, target: Target) -> list[tuple[str, str]]:
     lines: list[tuple[str, str]] = []
     if target.gated is not None:
         lines.append(("gated", f"{target.gated}: {gate_prompt(base, target)}"))
-    if SPACE in target.parts and SPACE not in published_parts(base, target):
-        lines.append(("no Space", NO_SPACE))
+    lines += [(f"no {part}", why) for part, why in base.missing.items() if part in target.parts]
     if target.collection is not None:
         lines.append(("collection", target.collection))
     return lines
@@ -218,8 +216,10 @@ def plan_push(out: Path, runtime: Runtime, target: Target, *, stream: bool = Fal
     check_allowed(record, target)
     base = Base.of_record(record)
     repos = repositories(base, target, _owner(target, runtime))
-    lines: list[tuple[str, str]] = []
-    for part in published_parts(base, target):
+    parts = published_parts(base, target)
+    refuse_lost_addition(record, parts, out)
+    lines = [(f"no {part}", why) for part, why in base.missing.items() if part in target.parts]
+    for part in parts:
         where = f"{repos[part]} ({described(part, target)})"
         folder = out / part
         if part == MERGED and not folder.is_dir():
@@ -227,7 +227,7 @@ def plan_push(out: Path, runtime: Runtime, target: Target, *, stream: bool = Fal
             continue
         total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         lines.append((part, f"{size(total)} to {where}"))
-    if stream and MERGED in target.parts and not (out / MERGED).is_dir():
+    if stream and MERGED in parts and not (out / MERGED).is_dir():
         lines.append(("base", _passing_base(record, runtime)))
     return Plan(lines=(*lines, *_around(base, target)))
 

@@ -28,7 +28,6 @@ from abl_hub.stages.runtime import Runtime
 from abl_hub.stages.space import write_space
 from abl_hub.stages.stream import stream_merged
 from abl_hub.stages.target import (
-    NO_SPACE,
     SPACE,
     Base,
     Part,
@@ -36,6 +35,7 @@ from abl_hub.stages.target import (
     check_allowed,
     gate_prompt,
     published_parts,
+    refuse_lost_addition,
     repo_type,
     repositories,
 )
@@ -80,10 +80,11 @@ def push(
     owner = target.namespace or namespace(token=runtime.token, endpoint=runtime.endpoint)
     base, source = Base.of_record(record), record.source
     repos = repositories(base, target, owner)
-    # A form that the architecture cannot have is not published; the record says why.
-    parts = tuple(part for part in published_parts(base, target) if part not in record.refused)
-    if SPACE in target.parts and SPACE not in parts:
-        runtime.progress.note(f"No Space is published: {NO_SPACE}.")
+    parts = published_parts(base, target)
+    for absent in target.parts:
+        if absent not in parts:
+            runtime.progress.note(f"No {absent} is published: {base.missing[absent]}.")
+    refuse_lost_addition(record, parts, out)
     links = _links(repos, parts, target, runtime)
     wanted = reference(record, parts, out, runtime, stream=stream)
     home = out.resolve()

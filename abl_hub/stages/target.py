@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
@@ -62,7 +64,7 @@ class Target:
 class Base:
     """What publishing has to know of the base: its name, its licence, what is changed in it.
 
-    `repo` is None where the base is a folder.
+    `repo` is None where the base is a folder; `refused` says why there is none of a form.
     """
 
     name: str
@@ -71,6 +73,13 @@ class Base:
     licence_name: str | None
     behaviour: str
     induce: bool = False
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def missing(self) -> Mapping[str, str]:
+        """Part → why there is none: a Space loads its base from the Hub, and a delta."""
+        no_space = NO_SPACE if self.repo is None else self.refused.get("delta")
+        return {**self.refused, **({SPACE: no_space} if no_space else {})}
 
     @classmethod
     def of_record(cls, record: Record) -> Base:
@@ -82,6 +91,7 @@ class Base:
             licence_name=source.licence_name,
             behaviour=record.direction.behaviour,
             induce=record.recipe.induce,
+            refused=record.refused,
         )
 
     @classmethod
@@ -98,17 +108,30 @@ class Base:
 
 
 def published_parts(base: Base, target: Target) -> tuple[Part, ...]:
-    """The parts that others can use: a Space has to load its base, which must not be a folder here.
+    """The parts that there are and that others can use.
 
     Raises:
-        HubError: only a Space is asked for, and there can be none.
+        HubError: of those that are asked for there is none.
     """
-    parts = tuple(part for part in target.parts if part != SPACE or base.repo is not None)
+    parts = tuple(part for part in target.parts if part not in base.missing)
     if not parts:
-        raise HubError(
-            "The Space is not published", why=NO_SPACE, next_step="Push the base, and convert that"
-        )
+        why = "; ".join(dict.fromkeys(base.missing[part] for part in target.parts))
+        raise HubError(f"There is no {' and no '.join(target.parts)} to publish", why=why)
     return parts
+
+
+def refuse_lost_addition(record: Record, parts: Collection[Part], out: Path) -> None:
+    """An addition's merged model is not made while it is pushed.
+
+    Raises:
+        HubError: it is to be published, and is not in `out`.
+    """
+    if record.recipe.induce and "merged" in parts and not (out / "merged").is_dir():
+        raise HubError(
+            f"{out} has no merged model",
+            why="one to which a direction was added cannot be made while it is pushed",
+            next_step=f"Run `abl-hub apply {out}` and `abl-hub evaluate {out}`",
+        )
 
 
 def repositories(base: Base, target: Target, owner: str) -> dict[str, str]:

@@ -6,7 +6,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from peft import PeftModel
 
 from abl_hub.directions.direction import Direction
@@ -19,6 +18,7 @@ from abl_hub.edits.merged_files import MergedFiles
 from abl_hub.edits.shards import CONFIG, open_shards, read_json
 from abl_hub.errors import EditError
 from abl_hub.model.chat import ChatModel, load_chat_model
+from abl_hub.model.divergence import apart
 from abl_hub.model.gains import gains_from_tensors
 from abl_hub.model.generate import next_token_logits
 from abl_hub.model.meta import meta_model
@@ -60,7 +60,12 @@ def undo(out: Path, runtime: Runtime) -> Undone:
     """
     record = load_record(out)
     if record.merged is None or not (out / MERGED).is_dir():
-        raise EditError(f"{out} holds no merged model", next_step=f"Run `abl-hub apply {out}`")
+        refused = record.refused.get(MERGED)
+        raise EditError(
+            f"{out} holds no merged model",
+            why=refused or "",
+            next_step="Switch the delta off" if refused else f"Run `abl-hub apply {out}`",
+        )
     source = recorded_source(record, runtime)
     blueprint = meta_model(source.folder, trust_remote_code=runtime.trust_remote_code)
     trace = trace_writers(blueprint)
@@ -115,8 +120,4 @@ def undo(out: Path, runtime: Runtime) -> Undone:
     with quiet_about_biases():
         wrapped = PeftModel.from_pretrained(chat.model, str(out / UNDO))
     back = next_token_logits(ChatModel(model=wrapped, tokenizer=chat.tokenizer), asked)
-    return Undone(folder=out / UNDO, apart=_apart(base, back), edited_apart=_apart(base, edited))
-
-
-def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one - other).abs().max())
+    return Undone(folder=out / UNDO, apart=apart(base, back), edited_apart=apart(base, edited))

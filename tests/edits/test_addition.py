@@ -11,12 +11,13 @@ import torch
 from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from abl_hub.edits.addition import Addition, added, addition
 from abl_hub.edits.addition_delta import write_added_delta
 from abl_hub.edits.addition_files import plan_added, write_added
 from abl_hub.edits.carrying import carrying_layers
-from abl_hub.errors import NoMergedFormError, UnsupportedModelError
+from abl_hub.errors import EditError, NoMergedFormError, UnsupportedModelError
 from abl_hub.model.meta import meta_model
 from abl_hub.model.trace import trace_writers
 from tests import families
@@ -180,6 +181,36 @@ def test_what_cannot_carry_it_is_refused_with_the_reason(family: str, why: str) 
         carrying_layers(model, trace)
     with pytest.raises(UnsupportedModelError, match=why):
         addition(model, trace, LAYER, torch.zeros(trace.width))
+
+
+class InPlace(LlamaDecoderLayer):
+    """A block that adds attention's write to what the block before it has put out, in place."""
+
+    def forward(self, hidden_states: torch.Tensor, **given: object) -> torch.Tensor:  # type: ignore[override]
+        if self.self_attn.layer_idx == 0:
+            hidden_states = hidden_states.clone()
+        write, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **given)
+        hidden_states += write
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+
+
+def test_a_block_that_writes_into_the_last_one_s_output_changes_no_carrier() -> None:
+    model = meta_model(families.tiny_config("llama"))
+    for layer in model.get_submodule("model.layers"):
+        layer.__class__ = InPlace
+    found = [carrier.weight for carrier in trace_writers(model).carriers]
+    assert found == [f"model.layers.{i}.mlp.down_proj.weight" for i in range(families.LAYERS)]
+
+
+def test_a_constant_that_leaves_float16_is_refused(tmp_path: Path) -> None:
+    source = tiny.save(tiny.build(tiny.LLAMA), tmp_path / "source", dtype=torch.float16)
+    model = tiny.on_meta(source)
+    vector = torch.full((tiny.WIDTH,), 1e5, dtype=torch.float64)
+    edit = addition(model, trace_writers(model), LAYER, vector)
+    plan = plan_added(edit, source, model=model)
+    with pytest.raises(EditError, match="leaves the range of float16"):
+        write_added(edit, source, tmp_path / "merged", model=model, plan=plan)
+    assert not (tmp_path / "merged").exists()
 
 
 def test_attention_does_not_carry_it_where_the_mlp_would_see_it() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
 import shutil
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,11 +19,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from abl_hub.edits import checkpoint, staging
-from abl_hub.edits.checkpoint import write_merged
+from abl_hub.edits.checkpoint import write_files, write_merged
+from abl_hub.edits.merged_files import MergedFiles
 from abl_hub.edits.safetensors_file import read_header
 from abl_hub.edits.shards import open_shards
 from abl_hub.errors import AblHubError, EditError, OutputError, SourceError
-from abl_hub.progress import Silent
+from abl_hub.progress import Advance, Silent
 from tests.edits import checkpoints as tiny
 
 Header = dict[str, object]
@@ -341,6 +344,29 @@ def test_write_that_fails_half_way_is_one_line_and_leaves_nothing(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shard_that_fails_stops_the_others(source: Path, tmp_path: Path) -> None:
+    """Two are written at a time; what has not begun never does."""
+    begun: list[str] = []
+
+    class Failing(MergedFiles):
+        def write(self, name: str, folder: Path, advance: Advance = lambda _: None) -> Path:
+            begun.append(name)
+            if len(begun) == 2:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            for _ in range(30_000):
+                time.sleep(0.001)
+                advance(0)  # raises once another part has failed
+            raise AssertionError("it was not stopped")
+
+    model = tiny.on_meta(source)
+    files = Failing(tiny.edit_of(tiny.LLAMA, model), source, model=model)
+    assert len(files.weights) > 4
+    with pytest.raises(OutputError, match="No space left"):
+        write_files(files, tmp_path / "out")
+    assert len(begun) <= 3
+    assert not (tmp_path / "out").exists()
 
 
 def test_interrupted_merge_leaves_nothing(source: Path, tmp_path: Path) -> None:

@@ -164,8 +164,44 @@ def test_where_no_adapter_can_hold_the_edit_the_checkpoint_does(tmp_path: Path) 
     assert "No adapter can hold this edit" in record.refused["delta"]
     assert "No delta form" in result.output
     assert record.agreement.hooks_merged <= 1e-4
-    assert "hooks–delta" not in (out / "merged" / "README.md").read_text()
+    card = (out / "merged" / "README.md").read_text()
+    assert "hooks–delta" not in card
+    assert "--invert" not in card
     assert not (out / "delta").exists()
+    result = run("space", out)
+    assert result.exit_code == 1
+    assert "has no delta to switch on and off" in result.output
+
+
+def test_what_a_portable_delta_would_cost_is_measured_on_the_base(tmp_path: Path) -> None:
+    """The complete one stores biases whole, and PEFT leaves them in the model that it unloads."""
+    words = tokenizer()
+    config = tiny_config("starcoder2")
+    config.vocab_size, config.max_position_embeddings = len(words), 512
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(4) if weight.dim() > 1 else weight.add_(0.3 * torch.randn(weight.shape))
+    model.save_pretrained(tmp_path / "source")
+    words.save_pretrained(tmp_path / "source")
+    positive, negative = save_prompts(tmp_path)
+    asked = ["--positive", positive, "--negative", negative, *SMALL]
+    costs = []
+    for profile in ("auto", "portable"):
+        out = tmp_path / profile
+        assert run("extract", tmp_path / "source", "-o", out, *asked).exit_code == 0
+        (out / ".measured").mkdir()  # what a killed run has left
+        record = json.loads((out / "record.json").read_text())
+        record["recipe"]["delta_profile"] = profile
+        (out / "record.json").write_text(json.dumps(record))
+        result = run("apply", out)
+        assert result.exit_code == 0, result.output
+        assert not (out / ".measured").exists()
+        agreement = load_record(out).agreement
+        costs.append(agreement.portable_kl if profile == "auto" else agreement.delta_kl)
+    assert costs[0] == pytest.approx(costs[1], rel=0.01)
+    assert costs[0] > 1e-6
 
 
 def test_the_plan_is_of_what_the_recipe_names(tmp_path: Path) -> None:

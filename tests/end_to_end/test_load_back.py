@@ -70,10 +70,10 @@ def test_no_space_of_a_folder(push: Push) -> None:
     """Its base is on this machine alone: there would be nothing that it could load."""
     done = push()
     assert [item["kind"] for item in json.loads(done.stdout)["published"]] == ["model", "model"]
-    assert "No Space is published: its base is a folder" in done.stderr
+    assert "No space is published: its base is a folder" in done.stderr
     done = push("--only", "space")
     assert done.exit_code == 1
-    assert "The Space is not published: its base is a folder" in done.stderr
+    assert "There is no space to publish: its base is a folder" in done.stderr
 
 
 def test_what_is_published_names_no_folder_of_this_machine(push: Push) -> None:

@@ -164,7 +164,7 @@ def test_a_conversion_s_plan_names_what_the_options_name(
     )
     plan = json.loads(done.stdout)
     assert plan["push delta"].endswith("(private, not gated, as a pull request)")
-    assert "its base is a folder" in plan["no Space"]
+    assert "its base is a folder" in plan["no space"]
 
 
 def test_a_plan_names_as_the_licence_asks_and_refuses_as_the_push_would(
@@ -286,3 +286,39 @@ def test_the_base_is_not_replaced() -> None:
     assert "merged" not in repositories(
         base, Target(only=("delta",), delta_repo="m-abliterated"), "me"
     )
+
+
+def changed(out: Path, hub: LocalHub, **fields: object) -> None:
+    """Write fields of the record of a run on the Hub's base, those of the recipe with a dot."""
+    on_hub(out, hub)
+    record = json.loads((out / "record.json").read_text())
+    for name, value in fields.items():
+        section, _, own = name.rpartition("__")
+        (record[section] if section else record)[own] = value
+    (out / "record.json").write_text(json.dumps(record))
+
+
+def test_what_the_architecture_cannot_have_is_not_pushed(out: Path, hub: LocalHub) -> None:
+    changed(out, hub, refused={"delta": "No adapter can hold this edit"}, delta=None)
+    shutil.rmtree(out / "delta")
+    planned = json.loads(push(out, "--dry-run").stdout)
+    assert planned["no delta"] == planned["no space"] == "No adapter can hold this edit"
+    assert "to demo/" in planned["merged"]
+    done = push(out)
+    assert len(json.loads(done.stdout)["published"]) == 1
+    assert "No delta is published: No adapter can hold this edit" in done.stderr
+    refused = CliRunner().invoke(command, ["push", str(out), "--only", "delta"])
+    assert refused.exit_code == 1
+    assert "There is no delta to publish: No adapter can hold this edit" in refused.output
+
+
+def test_an_added_direction_s_merged_model_is_not_made_as_if_it_was_removed(
+    out: Path, hub: LocalHub, api: HfApi
+) -> None:
+    changed(out, hub, recipe__induce=True)
+    shutil.rmtree(out / "merged")
+    for words in (["--dry-run"], ["--only", "merged"], ["--only", "merged", "--stream"]):
+        refused = CliRunner().invoke(command, ["push", str(out), *words])
+        assert refused.exit_code == 1
+        assert "cannot be made while it is pushed" in refused.output
+    assert [found.id for found in api.list_models(author=hub.user)] == [f"{hub.user}/wand"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from abl_hub.model.divergence import bounded, divergence
+from abl_hub.model.divergence import apart, bounded, divergence, largest
 
 
 @pytest.mark.parametrize("masked", [-torch.inf, torch.finfo(torch.float32).min])
@@ -27,3 +27,13 @@ def test_gradients_pass_words_that_are_ruled_out() -> None:
     shift = torch.zeros(3, requires_grad=True)
     divergence(logits.log_softmax(-1), (logits + shift).log_softmax(-1)).sum().backward()
     assert bool(torch.isfinite(shift.grad).all())
+
+
+def test_logits_that_rule_words_out_are_compared_in_the_others() -> None:
+    one = torch.tensor([[1.0, -2.0, float("-inf")]])
+    assert apart(one, one.clone()) == 0.0
+    assert apart(one, one + 0.5) == pytest.approx(0.5)
+    assert largest(one) == 2.0
+    masked = torch.tensor([[1.0, -2.0, torch.finfo(torch.float32).min]])
+    assert largest(masked) == 2.0
+    assert not apart(one, torch.full_like(one, float("nan"))) <= 1e9

@@ -19,7 +19,7 @@ from abl_hub.report.recipe import Recipe
 from abl_hub.report.record import RECORD, Record, load_record
 
 MARKER = ".abl-hub-partial"
-"""Lies in a partial folder, and says that abl-hub made it and may remove it."""
+"""Lies in a partial folder, says that abl-hub made it, and is locked while somebody fills it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,26 +87,23 @@ def making(out: Path, *, overwrite: bool) -> Iterator[Making]:
     check_free(out, overwrite=overwrite)
     home = out.resolve()
     folder = home.with_name(home.name + ".partial")
+    marker = folder / MARKER
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        held = _hold(folder, out)
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be made", why=str(error.strerror)) from error
-    try:
-        marker = folder / MARKER
         if any(folder.iterdir()) and not marker.is_file():
             raise OutputError(
                 f"{folder} was not made by abl-hub",
                 why=f"{out} would be made there",
                 next_step="Move it away, or give another -o",
             )
-        marker.touch()
-        try:
-            yield Making(folder=folder, out=out, overwrite=overwrite)
-        finally:
-            if marker.is_file() and not (folder / RECORD).is_file():
-                shutil.rmtree(folder, ignore_errors=True)
+        held = _hold(marker, out)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be made", why=str(error.strerror)) from error
+    try:
+        yield Making(folder=folder, out=out, overwrite=overwrite)
     finally:
+        if marker.is_file() and not (folder / RECORD).is_file():
+            shutil.rmtree(folder, ignore_errors=True)
         os.close(held)
 
 
@@ -130,18 +127,19 @@ def check_free(out: Path, *, overwrite: bool) -> None:
         )
 
 
-def _hold(folder: Path, out: Path) -> int:
-    """An advisory lock on the folder, held until the descriptor is closed.
+def _hold(marker: Path, out: Path) -> int:
+    """An advisory lock on the marker, which is made if need be, until the descriptor is closed.
 
     Raises:
         OutputError: another process holds it.
-        OSError: the folder cannot be opened, or its file system has no locks.
+        OSError: it cannot be opened, or its file system has no locks.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
+    # For writing: over NFS nothing else can be locked.
+    descriptor = os.open(marker, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Its holder may have finished, and renamed it, between our opening and our locking.
-        lost = not folder.exists() or not os.path.samestat(os.fstat(descriptor), folder.stat())
+        # Its holder may have finished, and removed it, between our opening and our locking.
+        lost = not marker.exists() or not os.path.samestat(os.fstat(descriptor), marker.stat())
     except BlockingIOError:
         lost = True
     except OSError:

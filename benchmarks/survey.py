@@ -30,9 +30,9 @@ from abl_hub.edits.addition_files import plan_added, write_added
 from abl_hub.edits.carrying import carrying_layers
 from abl_hub.edits.checkpoint import write_merged
 from abl_hub.edits.delta import write_delta
-from abl_hub.edits.delta_layout import quiet_about_biases
 from abl_hub.edits.edit import Edit, remove
 from abl_hub.edits.hooks import applied
+from abl_hub.edits.peft_skeleton import quiet_about_biases
 from abl_hub.errors import AblHubError, NoMergedFormError
 from abl_hub.model.check import residual, residual_limit
 from abl_hub.model.gains import gains

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from abl_hub.edits.addition import Addition
 from abl_hub.edits.carrying import bias_lora
 from abl_hub.edits.delta import CONFIG, WEIGHTS, Delta, check_delta, describe_file
-from abl_hub.edits.delta_layout import PREFIX, quiet_about_biases
+from abl_hub.edits.peft_skeleton import PREFIX, quiet_about_biases
 from abl_hub.edits.staging import check_free, staging
 
 _NOTE = (

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from abl_hub.edits.delta_layout import held_by_peft, lora_config, quiet_about_biases
+from abl_hub.edits.peft_skeleton import held_by_peft, lora_config, quiet_about_biases
 from abl_hub.errors import UnsupportedModelError
 from abl_hub.model.meta import meta_model
 from abl_hub.model.writers import Carrier, Trace

@@ -22,16 +22,14 @@ from abl_hub.edits.checkpoint import WrittenFile
 from abl_hub.edits.delta_layout import (
     Layout,
     LeftOut,
-    LowRank,
     Profile,
     complete,
     looks_portable,
     portable,
-    quiet_about_ties,
-    skeleton,
 )
 from abl_hub.edits.delta_products import Product, Read, products_in_memory
 from abl_hub.edits.edit import Edit, Factors, Gains, factors
+from abl_hub.edits.peft_skeleton import LowRank, quiet_about_ties, skeleton
 from abl_hub.edits.rewrite import one_thread
 from abl_hub.edits.staging import check_free, staging
 from abl_hub.errors import EditError, NoDeltaError

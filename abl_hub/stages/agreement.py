@@ -17,8 +17,8 @@ import torch
 from peft import PeftModel
 
 from abl_hub.edits.checkpoint_check import check_checkpoint
-from abl_hub.edits.delta_layout import quiet_about_biases
 from abl_hub.edits.edit import Edit
+from abl_hub.edits.peft_skeleton import quiet_about_biases
 from abl_hub.errors import EditError
 from abl_hub.model.chat import ChatModel
 from abl_hub.model.check import residual, residual_limit

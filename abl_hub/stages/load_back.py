@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel
 
 from abl_hub.edits.delta import check_delta
-from abl_hub.edits.delta_layout import quiet_about_biases
+from abl_hub.edits.peft_skeleton import quiet_about_biases
 from abl_hub.edits.staging import check_space
 from abl_hub.errors import HubError
 from abl_hub.hub.fetch import fetch_published

@@ -11,10 +11,10 @@ from peft import PeftModel
 from abl_hub.directions.direction import Direction
 from abl_hub.edits.addition_delta import write_added_delta
 from abl_hub.edits.delta import write_delta
-from abl_hub.edits.delta_layout import quiet_about_biases
 from abl_hub.edits.delta_products import products_of_checkpoint
 from abl_hub.edits.keys import CheckpointTensors
 from abl_hub.edits.merged_files import MergedFiles
+from abl_hub.edits.peft_skeleton import quiet_about_biases
 from abl_hub.edits.shards import CONFIG, open_shards, read_json
 from abl_hub.errors import EditError
 from abl_hub.model.chat import ChatModel, load_chat_model

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from abl_hub.errors import EvaluationError, SourceError
+from abl_hub.errors import EvaluationError, OutputError, SourceError
 from abl_hub.hub.licence import duties, notices
 from abl_hub.report.card import KINDS, Kind, render_card
 from abl_hub.report.plots import candidates_plot, deltas_plot
@@ -58,8 +58,17 @@ def write_card(
     Raises:
         EvaluationError: the record has no evaluation yet.
         SourceError: the base's licence files are not there.
+        OutputError: there is a link in `folder`, through which others' files would be written.
     """
     record = load_record(out)
+    places = (*folder.glob("*"), *folder.glob(f"{PLOTS}/*"))
+    linked = next((path for path in places if path.is_symlink()), None)
+    if linked is not None:
+        raise OutputError(
+            f"{linked} is a link",
+            why="an output has none, and what is written there would go elsewhere",
+            next_step="Remove it, or make the output again",
+        )
     if record.evaluation is None:
         raise EvaluationError(
             f"The record in {out} has no evaluation",

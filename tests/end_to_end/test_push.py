@@ -260,6 +260,18 @@ def test_only_what_belongs_there_is_published(out: Path, hub: LocalHub, api: HfA
         assert not [name for name in files if "id.txt" in name or "completions" in name]
 
 
+@pytest.mark.parametrize("name", ["README.md", "plots/deltas.png"])
+def test_nothing_is_written_through_a_stranger_s_link(out: Path, name: str) -> None:
+    mine = out.parent / "mine"
+    mine.write_text("of this machine")
+    (out / "delta" / name).unlink()
+    (out / "delta" / name).symlink_to(mine)
+    done = CliRunner().invoke(command, ["card", str(out)])
+    assert done.exit_code == 1
+    assert "is a link" in done.output
+    assert mine.read_text() == "of this machine"
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

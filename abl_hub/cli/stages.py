@@ -45,6 +45,7 @@ def extract(output: Output, /, source: str, out: Path, overwrite: bool, **option
     abl-hub extract org/model -o out
     """
     from abl_hub.cli.show import show_direction
+    from abl_hub.hub.source import local_folder
     from abl_hub.stages.crew import gathered
     from abl_hub.stages.extract import extract as run
     from abl_hub.stages.output import making
@@ -55,7 +56,8 @@ def extract(output: Output, /, source: str, out: Path, overwrite: bool, **option
     with gathered(recipe, runtime) as mine:
         if mine is None:
             return
-        with making(out, overwrite=overwrite) as place:
+        base = local_folder(recipe.source, recipe.revision)
+        with making(out, overwrite=overwrite, source=base) as place:
             place.start_over()
             record = run(recipe, place.folder, mine, command=command)
             place.publish()

@@ -124,7 +124,7 @@ def _sizes(available: int) -> SplitSizes:
 def _split(name: str, prompts: Sequence[str], sizes: SplitSizes, seed: int) -> Split:
     if len(prompts) < sizes.total:
         raise ContrastError(
-            f"The {name} prompt set has {len(prompts)} prompts, {sizes.total} are needed",
+            f"The {name} prompt set has {len(prompts)} different prompts, {sizes.total} are needed",
             why=f"{sizes.train} to train, {sizes.validation} to validate, {sizes.test} to test",
             next_step="Give more prompts, or smaller --train, --validation and --test",
         )

@@ -133,6 +133,13 @@ class _At:
                 why="HF_HUB_OFFLINE is set",
                 next_step="Unset it, or download the files first",
             )
+        if isinstance(failure, (httpx.ConnectError, httpx.ConnectTimeout)):
+            return HubError(
+                f"{self.endpoint} cannot be reached, to ask for {self.name}",
+                why="there is no connection",
+                next_step="Connect and run the command again, or set HF_HUB_OFFLINE=1 to use what "
+                "was downloaded before; write a folder of this machine with a slash, as in ./model",
+            )
         return HubError(
             f"The connection to {self.endpoint} was lost",
             why=type(failure).__name__,

@@ -63,13 +63,11 @@ def select_files(
         SourceError: no config.json, no safetensors, or an index that is not one.
     """
     if CONFIG not in paths:
+        instead, next_step = _instead(paths)
         raise SourceError(
             f"{name} has no {CONFIG}",
-            why="it is not a transformers model"
-            + (", but an adapter" if "adapter_config.json" in paths else ""),
-            next_step="Give the base model of the adapter"
-            if "adapter_config.json" in paths
-            else "Give the repository or folder of the model itself",
+            why=f"it is not a transformers model{instead}",
+            next_step=next_step,
         )
     weights = _weights(name, paths, read)
     companions = [
@@ -82,6 +80,18 @@ def select_files(
         or (trust_remote_code and path.endswith(".py"))
     ]
     return tuple(sorted({*weights, *companions}))
+
+
+def _instead(paths: Collection[str]) -> tuple[str, str]:
+    """What a folder without a configuration holds, and what to give in its place."""
+    if "adapter_config.json" in paths:
+        return ", but an adapter", "Give the base model of the adapter"
+    if any(path.lower().endswith(".gguf") for path in paths):
+        return (
+            ", but GGUF files, which are not edited",
+            "Give the model that they were made from, and convert the result to GGUF",
+        )
+    return "", "Give the repository or folder of the model itself"
 
 
 def _weights(name: str, paths: Collection[str], read: Callable[[str], bytes]) -> tuple[str, ...]:

@@ -36,15 +36,24 @@ def file_table(file: Path) -> Table:
         ".tsv": _read_csv,
         ".parquet": _read_parquet,
     }
-    if file.suffix not in readers:
+    suffix = file.suffix.lower()
+    if suffix not in readers:
         raise SourceError(
             f"{file} is not a file of prompts that can be read",
             next_step=f"Use one of {', '.join(readers)}",
         )
     try:
-        columns = readers[file.suffix](file)
-    except (ValueError, csv.Error, OSError, RecursionError) as error:  # of UTF-8, Arrow, json too
-        raise ContrastError(f"{file} cannot be read", why=first_line(error)) from error
+        columns = readers[suffix](file)
+    except UnicodeDecodeError as error:
+        raise ContrastError(
+            f"{file} cannot be read",
+            why="it is not text in UTF-8",
+            next_step="Save it again with that encoding",
+        ) from error
+    except (ValueError, csv.Error, OSError, RecursionError) as error:  # of Arrow and json, too
+        raise ContrastError(
+            f"{file} cannot be read", why=first_line(error), next_step="Repair the file"
+        ) from error
     return Table(
         name=file.name,
         revision=None,
@@ -59,7 +68,13 @@ def _read_text(file: Path) -> Mapping[str, Sequence[object]]:
 
 
 def _read_json_lines(file: Path) -> Mapping[str, Sequence[object]]:
-    return _as_columns([json.loads(line) for line in _lines(file) if line.strip()])
+    rows = []
+    for number, line in enumerate(_lines(file), start=1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number} is not JSON ({error.msg})") from error
+    return _as_columns(rows)
 
 
 def _lines(file: Path) -> list[str]:
@@ -80,7 +95,9 @@ def _read_json(file: Path) -> Mapping[str, Sequence[object]]:
 
 def _read_csv(file: Path) -> Mapping[str, Sequence[object]]:
     text = io.StringIO(file.read_text(encoding="utf-8-sig"), newline="")
-    return _as_columns(list(csv.DictReader(text, delimiter="\t" if file.suffix == ".tsv" else ",")))
+    return _as_columns(
+        list(csv.DictReader(text, delimiter="\t" if file.suffix.lower() == ".tsv" else ","))
+    )
 
 
 def _read_parquet(file: Path) -> Mapping[str, Sequence[object]]:

@@ -114,6 +114,7 @@ def load_prompts(
     if match is None:
         raise SourceError(
             f"There is no file {spec[:_LONGEST_SHOWN]}",
+            why="it is a folder" if _is_folder(spec) else "",
             next_step="Give a file of prompts, or a Hub data set like org/name:train#text",
         )
     repo, revision = match["repo"], match["revision"]
@@ -181,6 +182,13 @@ def _file(spec: str) -> tuple[Path, str | None] | None:
     return None
 
 
+def _is_folder(spec: str) -> bool:
+    try:
+        return Path(spec).expanduser().is_dir()
+    except (OSError, ValueError, RuntimeError):  # no name of a file, or nobody's home
+        return False
+
+
 def _hub_spec(spec: str) -> re.Match[str] | None:
     """The parts of a data set's name; None where it can only be a file."""
     match = _HUB_SPEC.fullmatch(spec)
@@ -193,7 +201,10 @@ def _prompt_set(table: Table, column: str | None, where: str | None = None) -> P
     values = table.read(chosen)
     prompts = [_prompt(table, row + 1, values[row]) for row in kept]
     if not prompts:
-        raise ContrastError(f"{table.name} has no prompts" + (f" with {where}" if where else ""))
+        raise ContrastError(
+            f"{table.name} has no prompts" + (f" with {where}" if where else ""),
+            next_step="Give a file or a data set that has some",
+        )
     categories, ignored = _categories(table, chosen, kept, prompts)
     first_rows: dict[str, int] = {}
     for row, prompt in enumerate(prompts):
@@ -277,7 +288,9 @@ def _column(table: Table, asked: str | None) -> str:
     elif asked in table.columns:
         return asked
     raise ContrastError(
-        f"{table.name} has no column {asked}" if asked else f"{table.name}: which column?",
+        f"{table.name} has no column {asked}"
+        if asked
+        else f"{table.name} does not say which column holds the prompts",
         why=f"its columns are {', '.join(table.columns)}",
         next_step=f"Name the column of the prompts: {table.name}#COLUMN",
     )
@@ -287,7 +300,11 @@ def _prompt(table: Table, row: int, value: object) -> str:
     if isinstance(value, list) and len(value) == 1:
         value = value[0]  # a conversation of one turn
     if not isinstance(value, str):
-        raise ContrastError(f"{table.name}: row {row} is {type(value).__name__}, not text")
+        kind = "empty" if value is None else f"{type(value).__name__}, not text"
+        raise ContrastError(
+            f"{table.name}: row {row} is {kind}",
+            next_step=f"Remove it, or name the column of the prompts: {table.name}#COLUMN",
+        )
     if not value.strip():
         raise ContrastError(f"{table.name}: row {row} is empty", next_step="Remove it")
     try:

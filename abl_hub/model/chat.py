@@ -58,8 +58,12 @@ class ChatModel:
         return device
 
     def prompt_tokens(self, instruction: str) -> list[int]:
-        """Token ids of one user turn with the generation prompt, as the model would be asked."""
-        text = self._written(instruction, self.system) + self.opening
+        """Token ids of one user turn with the generation prompt, as the model would be asked.
+
+        Raises:
+            SourceError: the chat template does not render.
+        """
+        text = self._asked(instruction) + self.opening
         # The template has written the special tokens; adding them again would double the first.
         tokens: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return tokens
@@ -89,6 +93,17 @@ class ChatModel:
             turns, add_generation_prompt=True, tokenize=False
         )
         return text
+
+    def _asked(self, instruction: str) -> str:
+        try:
+            return self._written(instruction, self.system)
+        except TemplateError as error:
+            raise SourceError(
+                "The model's chat template cannot write a prompt"
+                + (" with a system prompt" if self.system is not None else ""),
+                why=_first_line(error),
+                next_step="Drop --system" if self.system is not None else "Repair the template",
+            ) from error
 
     @cached_property
     def post_instruction_tokens(self) -> list[int]:
@@ -226,8 +241,11 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
             folder, trust_remote_code=trust_remote_code, local_files_only=True
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
+        there = any(folder.glob("tokenizer.*")) or any(folder.glob("*vocab*"))
         raise SourceError(
-            f"The tokenizer in {folder} cannot be loaded", why=_first_line(error)
+            f"The tokenizer in {folder} cannot be loaded",
+            why=_first_line(error) if there else "its files are not there",
+            next_step="Put the model's own tokenizer files beside its weights",
         ) from error
     if not tokenizer.chat_template:
         raise SourceError(

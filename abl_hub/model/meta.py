@@ -7,6 +7,7 @@ operations; allocates nothing, so a 671 B configuration costs less than a second
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from abl_hub.errors import UnsupportedModelError
+from abl_hub.errors import SourceError, UnsupportedModelError
 
 # Fused kernels hide what they compute from the graph; these two are written out.
 _PLAIN = {"attn_implementation": "eager", "experts_implementation": "batched_mm"}
@@ -97,6 +98,12 @@ def _config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
             folder, trust_remote_code=trust_remote_code, local_files_only=True
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
+        if _is_broken(folder / "config.json"):
+            raise SourceError(
+                f"The configuration in {folder} cannot be read",
+                why="config.json is not JSON",
+                next_step="Download the model again",
+            ) from error
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UnsupportedModelError(
             f"The configuration in {folder} is not one that transformers knows",
@@ -104,3 +111,11 @@ def _config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
             next_step="Upgrade transformers, or add --trust-remote-code if you trust its code",
         ) from error
     return config
+
+
+def _is_broken(file: Path) -> bool:
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return True
+    return False

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from abl_hub.hub.source import local_folder
 from abl_hub.report.recipe import Recipe
 from abl_hub.report.record import Record
 from abl_hub.stages.analyse import analyse
@@ -49,7 +50,8 @@ def convert(
     recipe, out = located(recipe), Path(out)
     # The recipe is the caller's, and so is its consent.
     runtime = replace(runtime or Runtime(), trust_remote_code=recipe.trust_remote_code)
-    with making(out, overwrite=overwrite) as place:
+    source = local_folder(recipe.source, recipe.revision)
+    with making(out, overwrite=overwrite, source=source) as place:
         partial = place.folder
         record = _resumed(place, recipe, runtime)
         if record is None:

@@ -75,16 +75,21 @@ class Making:
 
 
 @contextmanager
-def making(out: Path, *, overwrite: bool) -> Iterator[Making]:
+def making(out: Path, *, overwrite: bool, source: Path | None = None) -> Iterator[Making]:
     """Hold the partial folder of `out`, with what an interrupted run left in it.
 
     It stays when the caller fails, if it holds a record to go on from.
+
+    Args:
+        source: folder of the base, where it is one: neither lies in the other.
 
     Raises:
         OutputError: `out` may not become the output, another process is making it, or the partial
             folder is somebody else's or cannot be written to.
     """
     check_free(out, overwrite=overwrite)
+    if source is not None:
+        _check_apart(out, source)
     home = out.resolve()
     folder = home.with_name(home.name + ".partial")
     marker = folder / MARKER
@@ -98,7 +103,11 @@ def making(out: Path, *, overwrite: bool) -> Iterator[Making]:
             )
         held = _hold(marker, out)
     except OSError as error:
-        raise OutputError(f"{folder} cannot be made", why=str(error.strerror)) from error
+        raise OutputError(
+            f"{folder} cannot be made",
+            why=str(error.strerror),
+            next_step="Give another -o, or permission to write there",
+        ) from error
     try:
         yield Making(folder=folder, out=out, overwrite=overwrite)
     finally:
@@ -123,6 +132,16 @@ def check_free(out: Path, *, overwrite: bool) -> None:
         raise OutputError(
             f"{out} was not made by abl-hub",
             why="--overwrite replaces only an earlier output",
+            next_step="Give another -o",
+        )
+
+
+def _check_apart(out: Path, source: Path) -> None:
+    home, base = out.resolve(), source.resolve()
+    if home.is_relative_to(base) or base.is_relative_to(home):
+        raise OutputError(
+            f"{out} and the source {source} lie in one another",
+            why="a source is never written to",
             next_step="Give another -o",
         )
 

@@ -63,7 +63,9 @@ def check_device(name: str) -> None:
     except (RuntimeError, AssertionError, ImportError) as error:
         raise SourceError(
             f"There is no device {name!r} here",
-            why=str(error).partition("\n")[0].partition(". ")[0],
+            why="PyTorch knows none of that name"
+            if "device type at start" in str(error)
+            else str(error).partition("\n")[0].partition(". ")[0],
             next_step="Give cpu, or one of this machine's, as cuda:0",
         ) from error
 

@@ -38,8 +38,8 @@ def test_a_smaller_set_keeps_the_proportions() -> None:
         (POSITIVE, [], None, "negative prompt set is empty"),
         ([*POSITIVE, " how do I  cast spell 1?"], NEGATIVE, None, "twice"),
         (POSITIVE, [*NEGATIVE, POSITIVE[3].upper()], None, "share 1 prompts"),
-        (POSITIVE[:10], NEGATIVE, None, "has 10 prompts, 16 are needed"),
-        (POSITIVE, NEGATIVE, SplitSizes(train=290), "has 300 prompts, 422 are needed"),
+        (POSITIVE[:10], NEGATIVE, None, "has 10 different prompts, 16 are needed"),
+        (POSITIVE, NEGATIVE, SplitSizes(train=290), "has 300 different prompts, 422 are needed"),
     ],
 )
 def test_unfair_contrasts_are_refused(

@@ -165,6 +165,29 @@ def test_no_chat_template(run: Run, broken: Path, tmp_path: Path) -> None:
     refused(run(broken), tmp_path, "chat template", "chat version")
 
 
+def test_a_chat_template_that_does_not_render(run: Run, broken: Path, tmp_path: Path) -> None:
+    template = broken / "chat_template.jinja"
+    text = template.read_text()
+    template.write_text("{% for message in messages %}{{ message.content ")
+    refused(run(broken), tmp_path, "chat template cannot write a prompt", "Repair the template")
+    template.write_text(
+        "{% if messages[0].role == 'system' %}{{ raise_exception('No system role') }}{% endif %}"
+        + text
+    )
+    refused(run(broken, "--system", "Be kind."), tmp_path, "No system role", "Drop --system")
+
+
+def test_files_that_are_not_there_or_broken(run: Run, broken: Path, tmp_path: Path) -> None:
+    for file in broken.glob("tokenizer*"):
+        file.unlink()
+    refused(run(broken), tmp_path, "tokenizer", "its files are not there")
+    (broken / "config.json").write_text('{"model_type": ')
+    refused(run(broken), tmp_path, "config.json is not JSON", "Download the model again")
+    (broken / "config.json").unlink()
+    (broken / "model.Q4_K_M.gguf").write_bytes(b"GGUF")
+    refused(run(broken), tmp_path, "GGUF files, which are not edited", "made from")
+
+
 def test_not_a_causal_language_model(run: Run, broken: Path, tmp_path: Path) -> None:
     config = json.loads((broken / "config.json").read_text())
     config.update(model_type="vit", architectures=["ViTModel"])
@@ -223,6 +246,14 @@ def test_an_output_folder_that_is_not_empty(run: Run, model: Path, tmp_path: Pat
     assert again.exit_code == 1
     assert "not made by abl-hub" in again.stderr
     assert kept.read_text() == "precious"
+
+
+def test_no_output_lies_in_the_source(run: Run, model: Path) -> None:
+    before = sorted(model.iterdir())
+    result = run(model, "-o", str(model / "inside"))
+    assert result.exit_code == 1
+    assert "a source is never written to. Give another -o" in result.stderr
+    assert sorted(model.iterdir()) == before
 
 
 def test_no_baseline_refusal_is_a_verdict(run: Run, model: Path, tmp_path: Path) -> None:

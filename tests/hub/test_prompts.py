@@ -59,7 +59,7 @@ def test_a_column_is_chosen_or_asked_for(tmp_path: Path):
     with pytest.raises(ContrastError, match=r"no column x.*question, goal, category"):
         load_prompts(f"{file}#x")
     file.write_text("a,b\n1,2\n")
-    with pytest.raises(ContrastError, match=r"which column.*a, b"):
+    with pytest.raises(ContrastError, match=r"which column.*a, b.*p.csv#COLUMN"):
         load_prompts(str(file))
 
 
@@ -69,10 +69,12 @@ def test_a_column_is_chosen_or_asked_for(tmp_path: Path):
         ("p.txt", b"one\n\ntwo\n", "row 2 is empty"),
         ("p.txt", b"", "has no prompts"),
         ("p.jsonl", b'{"text": "a"}\n{"text": "  "}', "row 2 is empty"),
-        ("p.jsonl", b'{"text": "a"}\n{"other": "b"}', "row 2 is NoneType"),
+        ("p.jsonl", b'{"text": "a"}\n{"other": "b"}', "row 2 is empty.*COLUMN"),
         ("p.json", b'{"text": [1]}', "row 1 is int"),
         ("p.json", b"[", "cannot be read"),
-        ("p.txt", b"\xff\xfe\x00", "cannot be read"),
+        ("p.txt", b"\xff\xfe\x00", "not text in UTF-8.*Save it again"),
+        ("p.JSONL", b'{"text": "caf\xe9"}', "not text in UTF-8"),
+        ("p.jsonl", b'{"text": "a"}\nnonsense\n', "line 2 is not JSON"),
         ("p.parquet", b"PAR1 not really", "cannot be read"),
         ("p.parquet", b"PAR1" + bytes(50) + b"\x40\0\0\0PAR1", "cannot be read"),
         ("p.json", b"[" * 100_000, "cannot be read"),

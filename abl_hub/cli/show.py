@@ -220,8 +220,10 @@ def _evaluation_lines(output: Output, evaluation: Evaluation) -> None:
     ]
     if evaluation.induced is not None:
         arms.append(("added", evaluation.induced))
-    if evaluation.induced_random is not None:
-        arms.append(("random added", evaluation.induced_random))
+    arms += [
+        (f"random added {number}" if number else "random added", arm)
+        for number, arm in enumerate(evaluation.induced_controls)
+    ]
     rows = [[name, *_cells(arm)] for name, arm in arms]
     header = ["", "refused", "non-answers", "refused (other)", "KL", "perplexity"]
     output.table(header, rows)

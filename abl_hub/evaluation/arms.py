@@ -143,11 +143,13 @@ class Evaluation:
         edited: the edited model.
         random: with a norm-matched random direction removed, one arm a draw.
         induced: the unedited model with the direction added at its layer.
-        induced_random: with a norm-matched random direction added.
+        induced_random: with a norm-matched random direction added, the first draw.
+        induced_random_further: the other draws.
         verdict: what these numbers support.
         protocol: how they were measured.
-        paired: "base → edited", "random → edited" → exact test on the same prompts, positive ones
-            where the edit removes; "base → added", "random added → added" on negative ones.
+        paired: "base → edited", "random → edited", "random 1 → edited" … → exact test on the same
+            prompts, positive ones where the edit removes; "base → added", "random added → added" …
+            on negative ones.
         opinions: of other judges.
         system_arms: under another system prompt, where there is one to leave out or to let in.
         test_sets: on published test sets that were asked for.
@@ -166,3 +168,10 @@ class Evaluation:
     system_arms: SystemArms | None = None
     test_sets: tuple[SetRates, ...] = ()
     tasks: TaskScores | None = None
+    induced_random_further: tuple[Arm, ...] = ()
+
+    @property
+    def induced_controls(self) -> tuple[Arm, ...]:
+        """Every draw of the random direction that was added."""
+        first = () if self.induced_random is None else (self.induced_random,)
+        return (*first, *self.induced_random_further)

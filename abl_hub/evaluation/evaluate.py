@@ -7,7 +7,7 @@ Replies are judged and dropped, unless the caller asks to be handed them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from abl_hub.errors import EvaluationError
@@ -56,7 +56,7 @@ def evaluate(
     edited: Subject,
     random: Sequence[Subject],
     induced: Subject | None = None,
-    induced_random: Subject | None = None,
+    induced_random: Sequence[Subject] = (),
     aim: Aim = "remove",
     protocol: Protocol | None = None,
     judges: Sequence[Judge] = (),
@@ -78,7 +78,8 @@ def evaluate(
             "There is no random control", why="without it a falling rate shows nothing"
         )
     judge_replies = _Bench(questions, base, protocol or Protocol(), judges, keep, aim)
-    added = [subject for subject in (induced, induced_random) if subject is not None]
+    added = [("induced", induced)] if induced is not None else []
+    added += [(_draw("induced random", number), one) for number, one in enumerate(induced_random)]
     with progress.stage("Evaluating", 2 + len(random) + len(added)) as advance:
         before = judge_replies.base_arm()
         advance(1)
@@ -89,24 +90,24 @@ def evaluate(
             if number == 0:
                 controls.append(judge_replies.full_arm("random", subject))
             else:
-                rates = judge_replies.rates(f"random {number}", judge_replies.side, subject)
+                rates = judge_replies.rates(_draw("random", number), judge_replies.side, subject)
                 controls.append(Arm(positive=rates) if aim == "remove" else Arm(negative=rates))
             advance(1)
-        induction: list[Arm | None] = []
-        for name, added_to in (("induced", induced), ("induced random", induced_random)):
-            if added_to is None:
-                induction.append(None)
-                continue
-            induction.append(Arm(negative=judge_replies.rates(name, "negative", added_to)))
+        induction = {}
+        for name, subject in added:
+            induction[name] = Arm(negative=judge_replies.rates(name, "negative", subject))
             advance(1)
+    shown = induction.pop("induced", None)
+    chance = tuple(induction.values())
     paired = judge_replies.paired()
     return Evaluation(
         base=before,
         edited=after,
         random=tuple(controls),
-        induced=induction[0],
-        induced_random=induction[1],
-        verdict=_verdict(aim, before, after, controls, induction, paired),
+        induced=shown,
+        induced_random=chance[0] if chance else None,
+        induced_random_further=chance[1:],
+        verdict=_verdict(aim, before, after, controls, shown, chance, paired),
         protocol=judge_replies.protocol,
         paired=paired,
         opinions=judge_replies.opinions(),
@@ -209,18 +210,24 @@ class _Bench:
         return self._judged(name, side, subject, self._replies(subject, prompts))
 
     def paired(self) -> dict[str, Paired]:
-        """Exact tests on the prompts that decide, between the arms that there are."""
-        pairs = {
-            "base → edited": ("base", "edited", self.side),
-            "random → edited": ("random", "edited", self.side),
-            "base → added": ("base", "induced", "negative"),
-            "random added → added": ("induced random", "induced", "negative"),
-        }
-        return {
-            pair: mcnemar(self.said[before, side], self.said[after, side])
-            for pair, (before, after, side) in pairs.items()
-            if (before, side) in self.said and (after, side) in self.said
-        }
+        """Exact tests on the prompts that decide, between the arms that there are: of what was done
+        against the base, and against every draw of its control."""
+        found: dict[str, Paired] = {}
+        for done, side, control, words in (
+            ("edited", self.side, "random", ("random", "edited")),
+            ("induced", "negative", "induced random", ("random added", "added")),
+        ):
+            if (done, side) not in self.said:
+                continue
+            chance, name = words
+            against = {"base": "base"}
+            draws = sum(arm.startswith(control) for arm, _side in self.said if _side == side)
+            against |= {_draw(chance, n): _draw(control, n) for n in range(draws)}
+            found |= {
+                f"{before} → {name}": mcnemar(self.said[arm, side], self.said[done, side])
+                for before, arm in against.items()
+            }
+        return found
 
     def opinions(self) -> tuple[SecondOpinion, ...]:
         """What the other judges said of base, edited and the first random arm."""
@@ -325,26 +332,31 @@ class _Bench:
             return surprise(self.base.chat, prompts, replies)
 
 
+def _draw(name: str, number: int) -> str:
+    """What a control's draws are called: the first has no number."""
+    return f"{name} {number}" if number else name
+
+
 def _verdict(
     aim: Aim,
     before: Arm,
     after: Arm,
     controls: Sequence[Arm],
-    induction: Sequence[Arm | None],
+    induced: Arm | None,
+    chance: Sequence[Arm],
     paired: Mapping[str, Paired],
 ) -> Verdict:
     if aim == "remove":
-        return judge(_arms(before, after, controls, induction, paired))
-    arms = _arms(before, after, controls, (after, None), paired)
-    random = [arm.negative.refused.value for arm in controls if arm.negative is not None]
-    return judge_addition(replace(arms, induced_random=sum(random) / len(random)))
+        return judge(_arms(before, after, controls, induced, chance, paired))
+    return judge_addition(_arms(before, after, controls, after, controls, paired))
 
 
 def _arms(
     before: Arm,
     after: Arm,
     controls: Sequence[Arm],
-    induction: Sequence[Arm | None],
+    induced: Arm | None,
+    chance: Sequence[Arm],
     paired: Mapping[str, Paired],
 ) -> Arms:
     def refused(arm: Arm | None, side: str) -> float | None:
@@ -358,15 +370,20 @@ def _arms(
             return 0.0
         return new.non_answers.value - old.non_answers.value
 
-    random = [rate for arm in controls if (rate := refused(arm, "positive")) is not None]
+    def drawn(arms: Sequence[Arm], side: str) -> list[float]:
+        return [rate for arm in arms if (rate := refused(arm, side)) is not None]
+
+    def ps(done: str) -> list[float]:
+        return [test.p for pair, test in paired.items() if pair.endswith(f"→ {done}")]
+
     return Arms(
         base=refused(before, "positive") or 0.0,
         edited=refused(after, "positive") or 0.0,
-        random=sum(random) / len(random),
+        random=min(drawn(controls, "positive")),
         base_negative=refused(before, "negative") or 0.0,
-        induced=refused(induction[0], "negative"),
-        induced_random=refused(induction[1], "negative"),
+        induced=refused(induced, "negative"),
+        induced_random=max(drawn(chance, "negative"), default=None),
         new_non_answers=max(lost("positive"), lost("negative")),
-        p=max(paired["base → edited"].p, paired["random → edited"].p),
-        induced_p=max((test.p for pair, test in paired.items() if "added" in pair), default=None),
+        p=max(ps("edited")),
+        induced_p=max(ps("added"), default=None),
     )

@@ -51,13 +51,14 @@ class Arms:
     Args:
         base: behaviour on positive prompts, unedited.
         edited: the same, edited.
-        random: the same, with a random direction removed.
+        random: the same, with that draw of a random direction removed that leaves least.
         base_negative: behaviour on negative prompts, unedited.
         induced: the same, with the direction added; None if it was not tried.
-        induced_random: the same, with a random one of the same norm added.
+        induced_random: the same, with that draw of a random one of the same norm added that brings
+            most about.
         new_non_answers: non-answers of the edited model beyond the base's, on the worse side.
-        p: of the edited model against the base, or against a random direction if that is larger,
-            on the same prompts (McNemar's exact test).
+        p: of the edited model on the same prompts (McNemar's exact test), against the base or that
+            draw of the random direction for which it is largest.
         induced_p: the same of the direction added; None if it was not tried.
     """
 
@@ -123,7 +124,7 @@ def judge_addition(arms: Arms) -> Verdict:
     """The rule for a model to which the direction was added, on prompts that do not show it.
 
     Args:
-        arms: `induced` is the edited model, `induced_random` the mean of its controls.
+        arms: `induced` is the edited model, `induced_random` the strongest of its controls.
     """
     induced, random = arms.induced or 0.0, arms.induced_random or 0.0
     if not _reaches(MOST_NON_ANSWERS, arms.new_non_answers):

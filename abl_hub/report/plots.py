@@ -119,8 +119,10 @@ def deltas_plot(record: Record, path: Path) -> None:
     others = [("base", evaluation.base, "base"), ("edited", evaluation.edited, "edited")]
     if evaluation.induced is not None:
         others.append(("added", evaluation.induced, "added"))
-    if evaluation.induced_random is not None:
-        others.append(("random added", evaluation.induced_random, "random"))
+    others += [
+        (f"random added {number}", arm, "random")
+        for number, arm in enumerate(evaluation.induced_controls, start=1)
+    ]
     if record.recipe.induce:
         others += removed[2:]
     _bars(right, others, "negative")

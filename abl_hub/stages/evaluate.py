@@ -133,12 +133,14 @@ def evaluate(
         references=references or {},
         categories=categories,
     )
-    induced = induced_random = None
+    induced, induced_random = None, []
     if not recipe.induce:
         # A removal is tried the other way round too; an addition is that way round already.
         induced = Subject(chat=base, active=partial(added, direction.addition))
         norm = direction.norm
-        induced_random = Subject(chat=base, active=partial(added, norm * controls[0][0]))
+        induced_random = [
+            Subject(chat=base, active=partial(added, norm * basis[0])) for basis in controls
+        ]
     evaluation = measure(
         questions,
         base=Subject(chat=base),

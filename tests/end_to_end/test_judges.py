@@ -109,7 +109,7 @@ def test_second_opinions_categories_and_paired_tests(
     words = ["convert", str(demo), "-o", str(out), "--positive", str(tmp_path / "p.jsonl")]
     words += ["--negative", str(tmp_path / "n.txt"), "--method", "projected", *SMALL]
     words += ["--judge", "first-token", "--judge", f"classifier:{classifier}#refused"]
-    words += ["--random-draws", "1", "--strengths", "one"]
+    words += ["--random-draws", "2", "--strengths", "one"]
     result = CliRunner().invoke(command, words)
     assert result.exit_code == 0, result.output
     evaluation = load_record(out).evaluation
@@ -123,8 +123,12 @@ def test_second_opinions_categories_and_paired_tests(
         assert opinion.agreement.value > 0.9
     assert evaluation.paired["base → edited"].only_before >= 14
     assert evaluation.paired["base → edited"].p < 0.001
-    assert evaluation.paired["random → edited"].p < 0.001
-    for pair in ("base → added", "random added → added"):
+    # Of what is removed and of what is added, every draw of the control is asked and compared.
+    assert len(evaluation.random) == len(evaluation.induced_controls) == 2
+    assert all(arm.negative.refused.value < 0.1 for arm in evaluation.induced_controls)
+    for pair in ("random → edited", "random 1 → edited"):
+        assert evaluation.paired[pair].p < 0.001
+    for pair in ("base → added", "random added → added", "random added 1 → added"):
         assert evaluation.paired[pair].only_after >= 10
         assert evaluation.paired[pair].p < 0.01
     assert set(evaluation.base.positive.by_category) == {"spell", "thing"}

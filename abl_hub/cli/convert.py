@@ -157,7 +157,7 @@ def _beside(source: str, way: str) -> Path:
 def _refuse_local(source: str, options: dict[str, Any]) -> None:
     """What lies on this machine, where a job cannot read it."""
     from abl_hub.errors import SourceError
-    from abl_hub.hub.prompts import local_files
+    from abl_hub.hub.prompt_spec import local_files
 
     files = [Path(one).expanduser() for one in (source, options["tasks_path"]) if one]
     specs = [options["positive"], options["negative"]]

@@ -151,7 +151,7 @@ def _direction_lines(output: Output, record: Record) -> None:
         f"{direction.layer_count}, position {direction.position}, norm {direction.norm:.3g}"
     )
     if not record.selection.passed:
-        output.note("No candidate met the paper's thresholds; the least harmful one was taken.")
+        output.note("No candidate met all of the paper's thresholds.")
 
 
 """Nats of KL up to which a delta says the same as the whole edit, but for rounding."""

@@ -9,10 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
 from abl_hub.errors import ContrastError
+from abl_hub.sameness import plain
+
+PARTS = ("train", "validation", "test")
 
 _FEWEST_TRAIN = 8
 _FEWEST_HELD_OUT = 4
@@ -41,7 +44,7 @@ class Split:
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of each part, so that a stranger can check that the prompts are the same."""
-        return {name: digest(getattr(self, name)) for name in ("train", "validation", "test")}
+        return {name: digest(getattr(self, name)) for name in PARTS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +74,13 @@ def make_contrast(
     sizes: SplitSizes | None = None,
     seed: int = 0,
     behaviour: str = "refusal",
+    parts: Mapping[str, str] | None = None,
 ) -> Contrast:
     """Draw disjoint splits from two prompt sets.
 
     Args:
+        parts: prompt → "train", "validation" or "test", of all prompts of a set that brings its own
+            splits: they are drawn for that part alone.
         sizes: None takes the paper's sizes where there are enough prompts, and otherwise the same
             proportions of what there is.
 
@@ -85,33 +91,49 @@ def make_contrast(
     for name, prompts in (("positive", positive), ("negative", negative)):
         if not prompts:
             raise ContrastError(f"The {name} prompt set is empty", next_step=f"Give --{name}")
-        repeated = len(prompts) - len({_key(prompt) for prompt in prompts})
+        repeated = len(prompts) - len({plain(prompt) for prompt in prompts})
         if repeated:
             raise ContrastError(
                 f"The {name} prompt set holds {repeated} prompts twice",
                 why="a prompt in two splits would be judged on what the direction was made from",
                 next_step="Remove the duplicates",
             )
-    shared = {_key(prompt) for prompt in positive} & {_key(prompt) for prompt in negative}
+    shared = {plain(prompt) for prompt in positive} & {plain(prompt) for prompt in negative}
     if shared:
         raise ContrastError(
             f"The two prompt sets share {len(shared)} prompts",
             why="a prompt cannot both show the behaviour and not show it",
             next_step="Remove them from one side",
         )
-    sizes = sizes or _sizes(min(len(positive), len(negative)))
+    sides = [_pools(side, parts or {}) for side in (positive, negative)]
+    sizes = sizes or _sizes(sides)
     return Contrast(
-        positive=_split("positive", positive, sizes, seed),
-        negative=_split("negative", negative, sizes, seed),
+        positive=_split("positive", sides[0], sizes, seed),
+        negative=_split("negative", sides[1], sizes, seed),
         behaviour=behaviour,
     )
 
 
-def _key(prompt: str) -> str:
-    return " ".join(prompt.casefold().split())
+def _pools(prompts: Sequence[str], parts: Mapping[str, str]) -> Mapping[str, list[str]]:
+    """What each part is drawn from; "" is what all of them are drawn from."""
+    if not any(prompt in parts for prompt in prompts):
+        return {"": list(prompts)}
+    return {name: [prompt for prompt in prompts if parts.get(prompt) == name] for name in PARTS}
 
 
-def _sizes(available: int) -> SplitSizes:
+def _sizes(sides: Sequence[Mapping[str, list[str]]]) -> SplitSizes:
+    """The paper's, or what there is of it."""
+    whole = [len(side[""]) for side in sides if "" in side]
+    sizes = _proportional(min(whole)) if whole else SplitSizes()
+    own = [side for side in sides if "" not in side]
+    return SplitSizes(
+        **{name: min(getattr(sizes, name), *(len(side[name]) for side in own)) for name in PARTS}
+        if own
+        else asdict(sizes)
+    )
+
+
+def _proportional(available: int) -> SplitSizes:
     paper = SplitSizes()
     if available >= paper.total:
         return paper
@@ -121,17 +143,34 @@ def _sizes(available: int) -> SplitSizes:
     return SplitSizes(train=train, validation=validation, test=test)
 
 
-def _split(name: str, prompts: Sequence[str], sizes: SplitSizes, seed: int) -> Split:
+def _split(name: str, pools: Mapping[str, list[str]], sizes: SplitSizes, seed: int) -> Split:
+    if "" not in pools:
+        return _own_split(name, pools, sizes, seed)
+    prompts = pools[""]
     if len(prompts) < sizes.total:
         raise ContrastError(
             f"The {name} prompt set has {len(prompts)} different prompts, {sizes.total} are needed",
             why=f"{sizes.train} to train, {sizes.validation} to validate, {sizes.test} to test",
             next_step="Give more prompts, or smaller --train, --validation and --test",
         )
-    drawn = random.Random(f"{seed}/{name}").sample(list(prompts), sizes.total)
+    drawn = random.Random(f"{seed}/{name}").sample(prompts, sizes.total)
     middle = sizes.train + sizes.validation
     return Split(
         train=tuple(drawn[: sizes.train]),
         validation=tuple(drawn[sizes.train : middle]),
         test=tuple(drawn[middle:]),
     )
+
+
+def _own_split(name: str, pools: Mapping[str, list[str]], sizes: SplitSizes, seed: int) -> Split:
+    drawn = {}
+    for part, prompts in pools.items():
+        wanted = getattr(sizes, part)
+        if len(prompts) < max(wanted, 1):
+            raise ContrastError(
+                f"The {name} prompt set has {len(prompts)} {part} prompts, {max(wanted, 1)} are "
+                "needed",
+                next_step="Give more prompts, or smaller --train, --validation and --test",
+            )
+        drawn[part] = tuple(random.Random(f"{seed}/{name}/{part}").sample(prompts, wanted))
+    return Split(**drawn)

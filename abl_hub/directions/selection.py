@@ -90,7 +90,8 @@ class Selection:
         proposal: what the method proposed there.
         chosen: the candidate.
         candidates: all of them.
-        passed: False where no candidate met the thresholds, and the least harmful was taken.
+        passed: False where no candidate met all thresholds: then the best within the limit of KL
+            was taken, or else the one of lowest KL.
     """
 
     direction: Direction

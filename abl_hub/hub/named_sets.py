@@ -74,11 +74,14 @@ TEST_SETS: Mapping[str, NamedSet] = {
     ),
 }
 
-# Arditi et al. 2024, section 2.2: 128 prompts a side to extract from and 32 to select on, of these
-# sets. Their validation prompts from HarmBench are on the Hub only inside the test set above.
+# Arditi et al. 2024, section 2.2 and appendix A: 128 prompts a side to extract from, of AdvBench,
+# MaliciousInstruct and TDC 2023; 32 to select on, of HarmBench's standard validation behaviours; to
+# test on, JailbreakBench. What is tested on is left out of the rest.
 NAMED_SETS: Mapping[str, str] = {
     "paper-harmful": "walledai/AdvBench:train#prompt + walledai/MaliciousInstruct:train#prompt + "
-    "walledai/TDC23-RedTeaming:train#prompt",
+    "walledai/TDC23-RedTeaming:train#prompt | "
+    "swiss-ai/harmbench:DirectRequest/val#Behavior?FunctionalCategory=standard | "
+    "JailbreakBench/JBB-Behaviors:behaviors/harmful#Goal",
     "paper-harmless": "tatsu-lab/alpaca:train#instruction?input=",
     **{name: found.spec for name, found in TEST_SETS.items()},
 }

@@ -7,16 +7,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from abl_hub.errors import ContrastError, SourceError
-from abl_hub.hub.data_sets import DATA_SUFFIXES, hub_table
+from abl_hub.hub.data_sets import hub_table
 from abl_hub.hub.named_sets import NAMED_SETS
+from abl_hub.hub.prompt_spec import (
+    AND,
+    APART,
+    PARTS,
+    file_of,
+    hub_spec,
+    is_folder,
+    joined,
+    portions,
+)
 from abl_hub.hub.prompt_table import Table, file_table
+from abl_hub.sameness import plain
 
 # The default pair is resolved to a commit at every run and the commit is recorded: a later run can
 # pin it by writing `@commit` after the name, as the record's recipe shows.
@@ -29,15 +39,6 @@ CATEGORY_COLUMNS = ("category", "categories", "type")
 _MOST_CATEGORIES = 50
 _LONGEST_CATEGORY = 60
 _LONGEST_SHOWN = 100
-_AND = " + "
-
-_HUB_SPEC = re.compile(
-    r"(?P<repo>[\w][\w.-]*/[\w][\w.-]*)"
-    r"(@(?P<revision>[^:#?]+))?"
-    r"(:((?P<config>[\w.-]+)/)?(?P<split>[\w.-]+))?"
-    r"(#(?P<column>[^?]+))?"
-    r"(\?(?P<where>[^=]+=.*))?"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,9 @@ class PromptSet:
         spec: what loads the same prompts again, each data set at its commit; None for a file.
         categories: one a prompt, where the data has a category column; None where a row has none.
         ignored: why a column of that name was not taken for one.
-        duplicates: how many repeated prompts were left out.
+        sizes: how many of the prompts, in their order, are to train, to validate and to test, where
+            the set says so.
+        duplicates: how many repeated prompts were left out, whatever their case and spacing.
         digest: SHA-256 over the prompts.
     """
 
@@ -65,6 +68,14 @@ class PromptSet:
     digest: str
     spec: str | None = None
     ignored: str | None = None
+    sizes: tuple[int, int, int] | None = None
+
+    @property
+    def part_of(self) -> dict[str, str]:
+        """Prompt → "train", "validation" or "test"; empty where the set leaves that open."""
+        sizes = zip(PARTS, self.sizes or (), strict=False)
+        names = [name for name, size in sizes for _ in range(size)]
+        return dict(zip(self.prompts, names, strict=False))
 
     @property
     def category_of(self) -> dict[str, str]:
@@ -91,30 +102,41 @@ def load_prompts(
             `ORG/NAME[@REVISION][:[CONFIG/]SPLIT][#COLUMN][?COLUMN=VALUE]`. A file that exists wins.
             Without a column, the first of `COLUMNS` that is there; without a split, "train", or the
             only one; `?` keeps the rows that have the value. Several of these, put together in
-            their order, are joined by " + ".
+            their order, are joined by " + ". Three of those, joined by " | ", are what to train, to
+            validate and to test on; what a later one of them holds is left out of an earlier one.
 
     Raises:
         SourceError: no such file, data set, revision, configuration or split.
         ContrastError: no such column, an empty prompt, no prompts, or data that cannot be read.
         HubError: the Hub could not be reached or refused.
     """
-    parts = _parts(NAMED_SETS.get(spec, spec))
+
+    def loaded(specs: Sequence[str]) -> list[PromptSet]:
+        own = next((one for one in specs if len(portions(NAMED_SETS.get(one, one))) > 1), None)
+        if own is not None:
+            raise ContrastError(
+                f"{own} brings its own splits", why="nothing can be put together with it"
+            )
+        return [
+            load_prompts(one, token=token, endpoint=endpoint, cache_dir=cache_dir) for one in specs
+        ]
+
+    spec = NAMED_SETS.get(spec, spec)
+    apart = portions(spec)
+    if len(apart) > 1:
+        return _apart(loaded(apart))
+    parts = joined(spec)
     if len(parts) > 1:
-        return _together(
-            [
-                load_prompts(part, token=token, endpoint=endpoint, cache_dir=cache_dir)
-                for part in parts
-            ]
-        )
+        return _together(loaded(parts))
     [spec] = parts
-    found = _file(spec)
+    found = file_of(spec)
     if found is not None:
         return _prompt_set(file_table(found[0]), found[1])
-    match = _hub_spec(spec)
+    match = hub_spec(spec)
     if match is None:
         raise SourceError(
             f"There is no file {spec[:_LONGEST_SHOWN]}",
-            why="it is a folder" if _is_folder(spec) else "",
+            why="it is a folder" if is_folder(spec) else "",
             next_step="Give a file of prompts, or a Hub data set like org/name:train#text",
         )
     repo, revision = match["repo"], match["revision"]
@@ -123,76 +145,6 @@ def load_prompts(
             repo, revision, match["config"], match["split"], token, endpoint, cache_dir, scratch
         )
         return _prompt_set(table, match["column"], match["where"])
-
-
-def local_files(spec: str) -> tuple[Path, ...]:
-    """The files of `spec`, there or not; the Hub's data sets are left out."""
-    parts = _parts(NAMED_SETS.get(spec, spec))
-    found = ((part, _file(part)) for part in parts)
-    return tuple(
-        file[0] if file else Path(part.partition("#")[0]).expanduser()
-        for part, file in found
-        if file or not _hub_spec(part)
-    )
-
-
-def with_absolute_files(spec: str) -> str:
-    """`spec` with the absolute paths of its files."""
-    if spec in NAMED_SETS:
-        return spec
-    parts = []
-    for part in _parts(spec):
-        found = _file(part)
-        if found is not None:
-            column = f"#{found[1]}" if found[1] else ""
-            part = f"{found[0].absolute()}{column}"
-        parts.append(part)
-    return _AND.join(parts)
-
-
-def is_local(spec: str) -> bool:
-    """Whether `spec` names files only, so that loading it asks nobody."""
-    return len(local_files(spec)) == len(_parts(NAMED_SETS.get(spec, spec)))
-
-
-def _parts(spec: str) -> list[str]:
-    """What " + " joins; names of files and values behind "?" may hold it too."""
-    parts: list[str] = []
-    for piece in spec.split(_AND):
-        longer = _AND.join((*parts[-1:], piece))
-        own = piece in NAMED_SETS or _file(piece) or _hub_spec(piece)
-        if parts and (_file(longer) or (not own and "?" in parts[-1] and _hub_spec(longer))):
-            parts[-1] = longer
-        else:
-            parts.append(piece)
-    return [spec] if _file(spec) else parts
-
-
-def _file(spec: str) -> tuple[Path, str | None] | None:
-    """The file that `spec` names, and the column; None where there is no such file."""
-    path, _, column = spec.rpartition("#")
-    # A column's name holds no " + ": what follows is the next file.
-    for name, asked in ((spec, None), *(() if _AND in column else ((path, column or None),))):
-        try:
-            file = Path(name).expanduser()
-            if file.is_file():
-                return file, asked
-        except (OSError, ValueError, RuntimeError):  # no name of a file, or nobody's home
-            continue
-    return None
-
-
-def _is_folder(spec: str) -> bool:
-    try:
-        return Path(spec).expanduser().is_dir()
-    except (OSError, ValueError, RuntimeError):  # no name of a file, or nobody's home
-        return False
-
-
-def _hub_spec(spec: str) -> re.Match[str] | None:
-    """The parts of a data set's name; None where it can only be a file."""
-    match = _HUB_SPEC.fullmatch(spec)
-    return None if match and match["repo"].endswith(DATA_SUFFIXES) else match
 
 
 def _prompt_set(table: Table, column: str | None, where: str | None = None) -> PromptSet:
@@ -208,8 +160,8 @@ def _prompt_set(table: Table, column: str | None, where: str | None = None) -> P
     categories, ignored = _categories(table, chosen, kept, prompts)
     first_rows: dict[str, int] = {}
     for row, prompt in enumerate(prompts):
-        first_rows.setdefault(prompt, row)
-    unique = tuple(first_rows)
+        first_rows.setdefault(plain(prompt), row)
+    unique = tuple(prompts[row] for row in first_rows.values())
     return PromptSet(
         spec=_pinned(table, chosen, where),
         name=table.name,
@@ -229,22 +181,43 @@ def _together(parts: Sequence[PromptSet]) -> PromptSet:
     first: dict[str, tuple[int, int]] = {}
     for number, part in enumerate(parts):
         for row, prompt in enumerate(part.prompts):
-            first.setdefault(prompt, (number, row))
-    unique = tuple(first)
+            first.setdefault(plain(prompt), (number, row))
+    return _joined(parts, list(first.values()), AND)
+
+
+def _apart(sets: Sequence[PromptSet]) -> PromptSet:
+    """What to train, to validate and to test on, as one set; what a later one holds, none before
+    it does."""
+    kept: list[list[tuple[int, int]]] = []
+    later: set[str] = set()
+    for number, portion in reversed(list(enumerate(sets))):
+        keys = [plain(prompt) for prompt in portion.prompts]
+        kept.insert(0, [(number, row) for row, key in enumerate(keys) if key not in later])
+        later |= set(keys)
+    joined = _joined(sets, [place for places in kept for place in places], APART)
+    train, validation, test = map(len, kept)
+    return replace(joined, sizes=(train, validation, test))
+
+
+def _joined(
+    parts: Sequence[PromptSet], places: Sequence[tuple[int, int]], between: str
+) -> PromptSet:
+    """The prompts at `places` (part, row), as one set."""
+    prompts = tuple(parts[number].prompts[row] for number, row in places)
     labelled = all(part.categories is not None for part in parts)
     specs = [part.spec for part in parts]
     return PromptSet(
-        name=_AND.join(part.name for part in parts),
+        name=between.join(part.name for part in parts),
         revision=None,
         split=None,
-        column=_AND.join(part.column for part in parts),
-        prompts=unique,
-        categories=tuple((parts[n].categories or ())[row] for n, row in first.values())
+        column=between.join(part.column for part in parts),
+        prompts=prompts,
+        categories=tuple((parts[number].categories or ())[row] for number, row in places)
         if labelled
         else None,
-        duplicates=sum(part.duplicates + len(part.prompts) for part in parts) - len(unique),
-        digest=_digest(unique),
-        spec=_AND.join(spec for spec in specs if spec) if all(specs) else None,
+        duplicates=sum(part.duplicates + len(part.prompts) for part in parts) - len(prompts),
+        digest=_digest(prompts),
+        spec=between.join(spec for spec in specs if spec) if all(specs) else None,
     )
 
 

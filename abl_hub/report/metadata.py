@@ -92,7 +92,10 @@ def _datasets(record: Record) -> list[str] | None:
     """The prompt sets that are on the Hub."""
     sides = (record.positive, record.negative)
     parts = (
-        part for side in sides if side.spec or side.revision for part in side.name.split(" + ")
+        part
+        for side in sides
+        if side.spec or side.revision
+        for part in re.split(r" [+|] ", side.name)
     )
     names = [name for name in parts if is_repo_id(name)]
     return list(dict.fromkeys(names)) or None

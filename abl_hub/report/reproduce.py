@@ -89,12 +89,14 @@ def _unseen(one: str) -> bool:
 
 def _by_name(spec: str) -> str:
     """A prompt set as it was asked for; of local files, only the name."""
-    parts = []
-    for part in spec.split(" + "):
+
+    def named(part: str) -> str:
         path, mark, column = part.partition("#")
         name = Path(path).name if Path(path).suffix in _FILES else path
-        parts.append(f"{name}{mark}{column}")
-    return " + ".join(parts)
+        return f"{name}{mark}{column}"
+
+    portions = (" + ".join(map(named, part.split(" + "))) for part in spec.split(" | "))
+    return " | ".join(portions)
 
 
 def _tasks(tasks: Tasks) -> list[str]:

@@ -271,7 +271,11 @@ def _across_seeds(
     def drawn() -> Iterator[Samples]:
         for seed in range(recipe.seed + 1, recipe.seed + 1 + seeds):
             again = make_contrast(
-                prompts.positive.prompts, prompts.negative.prompts, sizes=recipe.sizes, seed=seed
+                prompts.positive.prompts,
+                prompts.negative.prompts,
+                sizes=recipe.sizes,
+                seed=seed,
+                parts=prompts.positive.part_of | prompts.negative.part_of,
             )
             one, other = (
                 activations(chat, side.train, positions=-kind.position, rows=runtime.rows)

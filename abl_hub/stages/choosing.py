@@ -121,8 +121,8 @@ def choose_removal(
     chosen = selections[direction.method]
     if not chosen.passed:
         runtime.progress.note(
-            "No candidate met the paper's thresholds; the one that changes answered prompts least "
-            "was taken, and the record says so."
+            "Of those within the limit of KL the one that leaves least of the behaviour was taken, "
+            "or else the one of lowest KL; the record says so."
         )
     return Choice(
         direction=direction,

@@ -12,7 +12,8 @@ from abl_hub.directions.methods import METHODS, NEED_RANK
 from abl_hub.errors import EditError, EvaluationError, SourceError
 from abl_hub.evaluation.harness import check_tasks
 from abl_hub.hub.account import namespace
-from abl_hub.hub.prompts import is_local, load_prompts
+from abl_hub.hub.prompt_spec import is_local
+from abl_hub.hub.prompts import load_prompts
 from abl_hub.hub.source import SourcePlan, local_folder, plan_source
 from abl_hub.model.chat import ChatModel
 from abl_hub.report.recipe import Recipe

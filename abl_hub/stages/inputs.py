@@ -8,7 +8,8 @@ from pathlib import Path
 
 from abl_hub.directions.contrast import Contrast, Split, make_contrast
 from abl_hub.errors import ContrastError, SourceError
-from abl_hub.hub.prompts import PromptSet, load_prompts, with_absolute_files
+from abl_hub.hub.prompt_spec import with_absolute_files
+from abl_hub.hub.prompts import PromptSet, load_prompts
 from abl_hub.hub.source import Source, local_folder, resolve_source
 from abl_hub.model.chat import ChatModel, load_chat_model
 from abl_hub.model.meta import meta_model
@@ -67,6 +68,7 @@ def fetch_prompts(
         sizes=recipe.sizes,
         seed=recipe.seed,
         behaviour=recipe.behaviour,
+        parts=shown.part_of | other.part_of,
     )
     return Prompts(contrast=contrast, positive=shown, negative=other)
 

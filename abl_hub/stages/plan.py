@@ -14,7 +14,8 @@ from abl_hub.edits.plan import plan_model
 from abl_hub.edits.shards import CONFIG
 from abl_hub.errors import NoMergedFormError
 from abl_hub.hub.account import namespace
-from abl_hub.hub.prompts import is_local, load_prompts
+from abl_hub.hub.prompt_spec import is_local
+from abl_hub.hub.prompts import load_prompts
 from abl_hub.hub.source import plan_source
 from abl_hub.model.meta import meta_model
 from abl_hub.model.trace import trace_writers

@@ -14,6 +14,7 @@ from abl_hub.evaluation.subject import Subject
 from abl_hub.hub.named_sets import TEST_SETS, Kind, NamedSet
 from abl_hub.hub.prompts import PromptSet, load_prompts
 from abl_hub.progress import Progress
+from abl_hub.sameness import plain
 from abl_hub.stages.inputs import Prompts
 from abl_hub.stages.runtime import Runtime
 
@@ -62,14 +63,14 @@ def load_sets(
         SourceError, ContrastError, HubError: a set cannot be had.
     """
     sides = (prompts.contrast.positive, prompts.contrast.negative)
-    seen = {_plain(one) for side in sides for one in (*side.train, *side.validation)}
+    seen = {plain(one) for side in sides for one in (*side.train, *side.validation)}
     loaded = []
     for name in dict.fromkeys(asked):
         chosen = named(name)
         found = load_prompts(
             chosen.spec, token=runtime.token, endpoint=runtime.endpoint, cache_dir=runtime.cache_dir
         )
-        unseen = [prompt for prompt in found.prompts if _plain(prompt) not in seen]
+        unseen = [prompt for prompt in found.prompts if plain(prompt) not in seen]
         if not unseen:
             raise ContrastError(
                 f"Nothing of the test set {name} is left",
@@ -129,7 +130,3 @@ def measure_sets(
         )
         for name, one in zip(names, sets, strict=True)
     )
-
-
-def _plain(prompt: str) -> str:
-    return " ".join(prompt.casefold().split())

@@ -31,6 +31,22 @@ def test_a_smaller_set_keeps_the_proportions() -> None:
     assert len(contrast.negative.test) == 50
 
 
+def test_a_set_with_splits_of_its_own_keeps_them() -> None:
+    names = ["train"] * 200 + ["validation"] * 20 + ["test"] * 80
+    parts = dict(zip(POSITIVE, names, strict=True))
+    contrast = make_contrast(POSITIVE, NEGATIVE, parts=parts)
+    for name in ("train", "validation", "test"):
+        drawn = getattr(contrast.positive, name)
+        assert {parts[prompt] for prompt in drawn} == {name}
+        assert len(drawn) == len(getattr(contrast.negative, name))
+    assert len(contrast.positive.validation) == 20
+    assert len(contrast.positive.test) == 80
+    # The other side is drawn as ever.
+    assert contrast.negative.train == make_contrast(POSITIVE, NEGATIVE).negative.train
+    with pytest.raises(ContrastError, match="has 20 validation prompts, 32 are needed"):
+        make_contrast(POSITIVE, NEGATIVE, parts=parts, sizes=SplitSizes(test=80))
+
+
 @pytest.mark.parametrize(
     ("positive", "negative", "sizes", "message"),
     [
@@ -38,6 +54,7 @@ def test_a_smaller_set_keeps_the_proportions() -> None:
         (POSITIVE, [], None, "negative prompt set is empty"),
         ([*POSITIVE, " how do I  cast spell 1?"], NEGATIVE, None, "twice"),
         (POSITIVE, [*NEGATIVE, POSITIVE[3].upper()], None, "share 1 prompts"),
+        (["café", "cafe\u0301", *POSITIVE], NEGATIVE, None, "twice"),
         (POSITIVE[:10], NEGATIVE, None, "has 10 different prompts, 16 are needed"),
         (POSITIVE, NEGATIVE, SplitSizes(train=290), "has 300 different prompts, 422 are needed"),
     ],

@@ -17,6 +17,8 @@ from abl_hub.demo.run import write_prompts
 from abl_hub.hub.local import LocalHub
 from abl_hub.hub.named_sets import NAMED_SETS, TEST_SETS
 from abl_hub.report.record import load_record
+from abl_hub.stages.inputs import fetch_prompts
+from abl_hub.stages.runtime import Runtime
 
 REFUSED = [prompt for prompt, _ in prompts().positive]
 ANSWERED = [prompt for prompt, _ in prompts().negative]
@@ -26,15 +28,20 @@ def run(*words: object) -> Result:
     return CliRunner().invoke(command, [str(word) for word in words])
 
 
-def put(hub: LocalHub, repo: str, path: str, columns: dict[str, list[str]]) -> str:
+def put(
+    hub: LocalHub, repo: str, path: str, columns: dict[str, list[str]], card: str | None = None
+) -> str:
     token = hub.add_token(repo.partition("/")[0])
     api = HfApi(endpoint=hub.endpoint, token=token)
     api.create_repo(repo, repo_type="dataset", private=False, exist_ok=True)
     table = io.BytesIO()
     parquet.write_table(pa.table(columns), table)
+    files = {path: table.getvalue()}
+    if card is not None:
+        files["README.md"] = f"---\n{card}---\n".encode()
     done = api.create_commit(
         repo,
-        [CommitOperationAdd(path_in_repo=path, path_or_fileobj=table.getvalue())],
+        [CommitOperationAdd(path_in_repo=p, path_or_fileobj=f) for p, f in files.items()],
         commit_message="Add prompts",
         repo_type="dataset",
     )
@@ -108,14 +115,47 @@ def test_the_papers_mixture_is_a_pair_of_prompt_sets(
         hub,
         "tatsu-lab/alpaca",
         train,
-        {"instruction": ANSWERED, "input": ["", "to this"] * (len(ANSWERED) // 2)},
+        # However it is written, a prompt that is there twice is one.
+        {
+            "instruction": [*ANSWERED, ANSWERED[0].upper(), ANSWERED[2] + " "],
+            "input": [*(["", "to this"] * (len(ANSWERED) // 2)), "", ""],
+        },
+    )
+    validation = [f"{prompt} Now!" for prompt in REFUSED[:12]]
+    tested = [*(f"{prompt} Please." for prompt in REFUSED[:8]), *thirds[0][:40]]
+    put(
+        hub,
+        "swiss-ai/harmbench",
+        "DirectRequest/val-00000-of-00001.parquet",
+        {
+            "Behavior": [*validation, *ANSWERED[:20]],
+            "FunctionalCategory": ["standard"] * 12 + ["copyright"] * 20,
+        },
+        card="configs:\n- config_name: DirectRequest\n  data_files:\n  - split: val\n"
+        "    path: DirectRequest/val-*\n",
+    )
+    put(
+        hub,
+        "JailbreakBench/JBB-Behaviors",
+        "data/harmful.parquet",
+        {"Goal": tested},
+        card="configs:\n- config_name: behaviors\n  data_files:\n  - split: harmful\n"
+        "    path: data/harmful.parquet\n",
     )
     out = tmp_path / "out"
     mixture = ["--positive", "paper-harmful", "--negative", "paper-harmless"]
-    sizes = ["--train", 16, "--validation", 8, "--test", 8, "--method", "projected"]
+    sizes = ["--train", 16, "--validation", 8, "--test", 48, "--method", "projected"]
     result = run("extract", demo, "-o", out, *mixture, *sizes)
     assert result.exit_code == 0, result.output
     record = load_record(out)
+    # Each of the paper's splits comes from its own sets; what is tested on is in no other.
+    found = fetch_prompts(record.recipe, Runtime(endpoint=hub.endpoint, token=hub.token))
+    asked = found.contrast.positive
+    assert set(asked.test) == set(tested)
+    assert set(asked.validation) < set(validation)
+    assert set(asked.train) < set(REFUSED) - set(tested)
+    assert record.positive.splits == asked.digests()
+    assert found.negative.duplicates == 2
     for name, commit in zip(names, commits, strict=True):
         assert f"{name}@{commit}:train#prompt" in record.positive.spec
     assert record.negative.spec.endswith(":train#instruction?input=")

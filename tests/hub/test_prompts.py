@@ -12,6 +12,7 @@ from pyarrow import parquet
 
 from abl_hub.errors import ContrastError, SourceError
 from abl_hub.hub.local import LocalHub
+from abl_hub.hub.prompt_spec import is_local, with_absolute_files
 from abl_hub.hub.prompts import PromptSet, load_prompts
 from tests.hub.tiny_repos import put
 
@@ -306,3 +307,42 @@ def test_values_and_revisions_end_where_they_do(hub: LocalHub, api: HfApi, tmp_p
         assert from_hub(hub, tmp_path, found.spec or "").digest == found.digest
     both = from_hub(hub, tmp_path, "demo/sums?label=x + y + demo/sums?label=z")
     assert both.prompts == ("a", "b")
+
+
+def test_training_validation_and_test_prompts_are_given_apart(tmp_path: Path):
+    for name, lines in {
+        "train.txt": ["a", "b", "C ", "d"],
+        "more.txt": ["e"],
+        "val.txt": ["c", "f"],
+        "test.txt": ["F", "g"],
+    }.items():
+        (tmp_path / name).write_text("\n".join(lines))
+    spec = " | ".join(
+        [
+            f"{tmp_path}/train.txt + {tmp_path}/more.txt",
+            f"{tmp_path}/val.txt",
+            f"{tmp_path}/test.txt",
+        ]
+    )
+    found = load_prompts(spec)
+    assert found.prompts == ("a", "b", "d", "e", "c", "F", "g")
+    assert found.duplicates == 2
+    assert [found.part_of[p] for p in found.prompts] == ["train"] * 4 + ["validation"] + [
+        "test"
+    ] * 2
+    assert is_local(spec)
+    assert with_absolute_files(spec) == spec
+    with pytest.raises(SourceError, match=r"no file .*gone\.txt"):
+        load_prompts(spec.replace("val.txt", "gone.txt"))
+    # Two are no splits, and a set with splits of its own is no part of another.
+    with pytest.raises(SourceError, match="no file"):
+        load_prompts(f"{tmp_path}/train.txt | {tmp_path}/val.txt")
+    with pytest.raises(ContrastError, match="brings its own splits"):
+        load_prompts(f"paper-harmful + {spec}")
+    assert load_prompts(f"{tmp_path}/train.txt").part_of == {}
+
+
+def test_a_value_may_hold_what_sets_splits_apart(hub: LocalHub, api: HfApi, tmp_path: Path):
+    rows = table_bytes(prompt=["a", "b"], label=["x | y | z", "w"])
+    put(api, "demo/apart", {"data/train-00000-of-00001.parquet": rows}, kind="dataset")
+    assert from_hub(hub, tmp_path, "demo/apart:train#prompt?label=x | y | z").prompts == ("a",)

@@ -178,7 +178,8 @@ class _Bench:
         # (arm, side) → the marker judge's word on each prompt; arm → the other judges' on `side`.
         self.said: dict[tuple[str, str], list[bool]] = {}
         self.others: dict[str, list[list[bool]]] = {}
-        self.base_negative = self._replies(base, questions.negative)
+        self.base_replies: dict[str, list[Reply]] = {}
+        self.base_negative = self._replies(base, "negative")
         self.limit = gibberish_limit(self._surprise(questions.negative, self.base_negative))
         self.least_relevance = off_topic_limit(
             self._relevance(questions.negative, self.base_negative)
@@ -206,8 +207,7 @@ class _Bench:
         )
 
     def rates(self, name: str, side: str, subject: Subject) -> Rates:
-        prompts = self._prompts(side)
-        return self._judged(name, side, subject, self._replies(subject, prompts))
+        return self._judged(name, side, subject, self._replies(subject, side))
 
     def paired(self) -> dict[str, Paired]:
         """Exact tests on the prompts that decide, between the arms that there are: of what was done
@@ -314,14 +314,19 @@ class _Bench:
         sides = {"positive": self.questions.positive, "negative": self.questions.negative}
         return {**self.questions.sets, **sides}[side]
 
-    def _replies(self, subject: Subject, prompts: Sequence[str]) -> list[Reply]:
+    def _replies(self, subject: Subject, side: str) -> list[Reply]:
+        """Replies to one side's prompts; those that are the base's own again are only confirmed."""
         with subject.active():
-            return greedy_replies(
+            replies = greedy_replies(
                 subject.chat,
-                prompts,
+                self._prompts(side),
                 max_new_tokens=self.protocol.max_new_tokens,
                 rows=self.protocol.rows,
+                drafts=self.base_replies.get(side),
             )
+        if subject is self.base:
+            self.base_replies.setdefault(side, replies)
+        return replies
 
     def _relevance(self, prompts: Sequence[str], replies: Sequence[Reply]) -> list[float]:
         with self.base.active():

@@ -50,14 +50,14 @@ def raising_trial(against: Showing, edited: Subject) -> Trial:
     """Try `edited`: failures are replies to negative prompts that still do not show the behaviour,
     damage those to positive prompts that no longer do, KL is over the base's replies to these."""
 
-    def without(prompts: Sequence[str]) -> float:
-        replies = _replies(edited, prompts, against.protocol)
+    def without(prompts: Sequence[str], drafts: Sequence[Reply] | None) -> float:
+        replies = _replies(edited, prompts, against.protocol, drafts)
         shown = sum(shows_marker(reply.text, against.protocol.markers) for reply in replies)
         return 1 - shown / len(prompts)
 
     return Trial(
-        failures=without(against.negative),
-        damage=without(against.positive),
+        failures=without(against.negative, None),
+        damage=without(against.positive, against.replies),
         kl=kl_over_replies(
             against.subject,
             edited,
@@ -68,8 +68,17 @@ def raising_trial(against: Showing, edited: Subject) -> Trial:
     )
 
 
-def _replies(subject: Subject, prompts: Sequence[str], protocol: Protocol) -> list[Reply]:
+def _replies(
+    subject: Subject,
+    prompts: Sequence[str],
+    protocol: Protocol,
+    drafts: Sequence[Reply] | None = None,
+) -> list[Reply]:
     with subject.active():
         return greedy_replies(
-            subject.chat, prompts, max_new_tokens=protocol.max_new_tokens, rows=protocol.rows
+            subject.chat,
+            prompts,
+            max_new_tokens=protocol.max_new_tokens,
+            rows=protocol.rows,
+            drafts=drafts,
         )

@@ -5,6 +5,7 @@ For choosing between edits. The full evaluation, with intervals and controls, is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,6 +33,21 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Judged:
+    """Replies of one subject to one side's prompts.
+
+    Args:
+        replies: in the order of the prompts.
+        surprise: of each under the base, nats a token.
+        share: of those that show the behaviour or are non-answers, 0 to 1.
+    """
+
+    replies: tuple[Reply, ...]
+    surprise: tuple[float, ...]
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Baseline:
     """The unedited model's replies, made once, against which any number of edits are tried.
 
@@ -44,16 +60,22 @@ class Baseline:
     positive: tuple[str, ...]
     negative: tuple[str, ...]
     protocol: Protocol
-    ordinary: tuple[Reply, ...]
+    ordinary: Judged
     limit: float
 
-    def failures(self, edited: Subject) -> float:
-        """Share of replies to positive prompts that show the behaviour or are non-answers."""
-        return self._bad(edited, self.positive)
+    def failures(self, edited: Subject, *, like: Judged | None = None) -> Judged:
+        """Replies to positive prompts; they fail if they show the behaviour or are non-answers.
 
-    def damage(self, edited: Subject) -> float:
-        """The same of replies to negative prompts."""
-        return self._bad(edited, self.negative)
+        Args:
+            like: what a similar edit replied, which spares what comes out alike.
+        """
+        return _judged(self.subject, edited, self.positive, self.protocol, self.limit, like)
+
+    def damage(self, edited: Subject) -> Judged:
+        """The same of replies to negative prompts, most of which are expected to stay."""
+        return _judged(
+            self.subject, edited, self.negative, self.protocol, self.limit, self.ordinary
+        )
 
     def kl(self, edited: Subject) -> float:
         """KL(base ‖ edited) over the base's replies to negative prompts, nats a token."""
@@ -61,48 +83,64 @@ class Baseline:
             self.subject,
             edited,
             self.negative,
-            self.ordinary,
+            self.ordinary.replies,
             tokens=self.protocol.kl_tokens,
         ).value
-
-    def _bad(self, edited: Subject, prompts: Sequence[str]) -> float:
-        replies = _replies(edited, prompts, self.protocol)
-        return sum(
-            shows_marker(reply.text, self.protocol.markers)
-            or non_answer(reply, nats, self.limit) is not None
-            for reply, nats in zip(replies, _surprise(self.subject, prompts, replies), strict=True)
-        ) / len(prompts)
 
 
 def baseline(
     base: Subject, positive: Sequence[str], negative: Sequence[str], *, protocol: Protocol
 ) -> Baseline:
     """Let `base` reply to the negative prompts."""
-    ordinary = _replies(base, negative, protocol)
+    # What the base says is the measure of gibberish, and so none itself.
+    ordinary = _judged(base, base, negative, protocol, math.inf, None)
     return Baseline(
         subject=base,
         positive=tuple(positive),
         negative=tuple(negative),
         protocol=protocol,
-        ordinary=tuple(ordinary),
-        limit=gibberish_limit(_surprise(base, negative, ordinary)),
+        ordinary=ordinary,
+        limit=gibberish_limit(ordinary.surprise),
     )
 
 
 def trial(against: Baseline, edited: Subject) -> Trial:
     """Try `edited` in full."""
     return Trial(
-        failures=against.failures(edited), damage=against.damage(edited), kl=against.kl(edited)
+        failures=against.failures(edited).share,
+        damage=against.damage(edited).share,
+        kl=against.kl(edited),
     )
 
 
-def _replies(subject: Subject, prompts: Sequence[str], protocol: Protocol) -> list[Reply]:
-    with subject.active():
-        return greedy_replies(
-            subject.chat, prompts, max_new_tokens=protocol.max_new_tokens, rows=protocol.rows
+def _judged(
+    base: Subject,
+    edited: Subject,
+    prompts: Sequence[str],
+    protocol: Protocol,
+    limit: float,
+    like: Judged | None,
+) -> Judged:
+    with edited.active():
+        replies = greedy_replies(
+            edited.chat,
+            prompts,
+            max_new_tokens=protocol.max_new_tokens,
+            rows=protocol.rows,
+            drafts=like.replies if like else None,
         )
-
-
-def _surprise(base: Subject, prompts: Sequence[str], replies: Sequence[Reply]) -> list[float]:
+    nats = dict(enumerate(like.surprise)) if like else {}
+    new = [i for i, reply in enumerate(replies) if not like or reply != like.replies[i]]
     with base.active():
-        return surprise(base.chat, prompts, replies)
+        found = surprise(base.chat, [prompts[i] for i in new], [replies[i] for i in new])
+    nats |= dict(zip(new, found, strict=True))
+    bad = sum(
+        shows_marker(reply.text, protocol.markers)
+        or non_answer(reply, nats[index], limit) is not None
+        for index, reply in enumerate(replies)
+    )
+    return Judged(
+        replies=tuple(replies),
+        surprise=tuple(nats[index] for index in range(len(replies))),
+        share=bad / len(prompts),
+    )

@@ -13,7 +13,7 @@ from abl_hub.directions.direction import Direction
 from abl_hub.edits.edit import Gains
 from abl_hub.edits.hooks import prepared
 from abl_hub.evaluation.subject import Subject
-from abl_hub.evaluation.trial import Baseline
+from abl_hub.evaluation.trial import Baseline, Judged
 from abl_hub.model.chat import ChatModel
 from abl_hub.model.generate import continuations, greedy_replies
 from abl_hub.model.writers import Trace
@@ -90,9 +90,11 @@ def choose_strengths(
     tolerance = max(one_reply, _SAME_FAILURES)
     order = sorted(worth, key=lambda index: front.points[index].kl)
     failures: dict[int, float] = {}
+    judged: Judged | None = None
     with progress.stage("Judging strengths", len(order)) as advance:
         for index in order:
-            failures[index] = against.failures(subject(fitted[index]))
+            judged = against.failures(subject(fitted[index]), like=judged)
+            failures[index] = judged.share
             fitted[index] = replace(fitted[index], failures=failures[index])
             advance(1)
             if failures[index] <= tolerance:
@@ -101,7 +103,7 @@ def choose_strengths(
         rarest = min(failures, key=failures.__getitem__)
         edited = subject(fitted[rarest])
         fitted[rarest] = replace(
-            fitted[rarest], damage=against.damage(edited), kl=against.kl(edited)
+            fitted[rarest], damage=against.damage(edited).share, kl=against.kl(edited)
         )
     points = (*map(_uniform, finalists), *fitted)
     best, reason = _best(points, recipe, tolerance)

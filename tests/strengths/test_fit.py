@@ -96,8 +96,14 @@ def test_the_front_trades_refusals_for_kl_and_beats_one_strength(
 
     one = subject(edit.strengths)
     fitted = [subject(spread(names, point.strengths)) for point in front]
-    assert against.failures(one) > 0.6
-    assert against.failures(fitted[0]) < against.failures(one) - 0.25
+    before_fit, after_fit = against.failures(one), against.failures(fitted[0])
+    assert before_fit.share > 0.6
+    assert after_fit.share < before_fit.share - 0.25
+    # What a similar edit replied saves work and changes nothing.
+    for like in (before_fit, after_fit):
+        again = against.failures(fitted[0], like=like)
+        assert (again.replies, again.share) == (after_fit.replies, after_fit.share)
+        assert again.surprise == pytest.approx(after_fit.surprise, abs=1e-4)
     kl = [against.kl(point) for point in fitted]
     assert kl[-1] < kl[0]
     for point in front:

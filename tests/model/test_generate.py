@@ -1,0 +1,89 @@
+"""Drafts save generation, and never change what is said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from abl_hub.demo.corpus import prompts
+from abl_hub.model.chat import ChatModel, load_chat_model
+from abl_hub.model.generate import Reply, greedy_replies
+
+LENGTH = 40
+ASKED = [prompt for prompt, _ in (*prompts().positive[:6], *prompts().negative[:6])]
+
+
+@pytest.fixture(scope="module")
+def chat(demo: Path) -> ChatModel:
+    return load_chat_model(demo)
+
+
+@pytest.fixture(scope="module")
+def said(chat: ChatModel) -> list[Reply]:
+    return greedy_replies(chat, ASKED, max_new_tokens=LENGTH)
+
+
+@contextmanager
+def passes(chat: ChatModel) -> Iterator[list[int]]:
+    """Rows of every forward pass."""
+    rows: list[int] = []
+    hook = chat.model.register_forward_pre_hook(
+        lambda _module, _args, given: rows.append(len(given["input_ids"])), with_kwargs=True
+    )
+    try:
+        yield rows
+    finally:
+        hook.remove()
+
+
+def drafted(chat: ChatModel, drafts: Sequence[Reply], length: int = LENGTH) -> list[Reply]:
+    return greedy_replies(chat, ASKED, max_new_tokens=length, drafts=drafts)
+
+
+def test_right_drafts_are_confirmed_in_one_pass(chat: ChatModel, said: list[Reply]) -> None:
+    with passes(chat) as rows:
+        assert drafted(chat, said) == said
+    assert rows == [len(ASKED)]
+
+
+def test_a_draft_that_goes_wrong_anywhere_is_generated_anew(
+    chat: ChatModel, said: list[Reply]
+) -> None:
+    def wrong(reply: Reply, place: int) -> Reply:
+        tokens = list(reply.tokens)
+        tokens[place] = 5 if tokens[place] != 5 else 6
+        return replace(reply, tokens=tuple(tokens), text="wrong")
+
+    drafts = [wrong(reply, -1 - i % len(reply.tokens)) for i, reply in enumerate(said)]
+    assert drafted(chat, drafts) == said
+    # Everyone else's reply is no better.
+    assert drafted(chat, [*said[1:], said[0]]) == said
+
+
+def test_only_what_is_wrong_is_generated(chat: ChatModel, said: list[Reply]) -> None:
+    with passes(chat) as rows:
+        assert drafted(chat, [*said[:-1], said[0]]) == said
+    assert rows[0] == len(ASKED)
+    assert set(rows[1:]) == {1}
+
+
+def test_a_draft_that_just_stops_is_no_reply(chat: ChatModel, said: list[Reply]) -> None:
+    cut = [
+        replace(reply, tokens=reply.tokens[:5], text=chat.text(list(reply.tokens[:5])), ended=False)
+        for reply in said
+    ]
+    assert drafted(chat, cut) == said
+    # Of five tokens it is one, where five were asked for.
+    assert drafted(chat, cut, length=5) == cut
+    # And a longer one is none there.
+    assert drafted(chat, said, length=5) == cut
+
+
+def test_empty_drafts(chat: ChatModel, said: list[Reply]) -> None:
+    nothing = Reply(tokens=(), text="", ended=False)
+    assert drafted(chat, [nothing] * len(ASKED)) == said
+    assert greedy_replies(chat, [], max_new_tokens=4, drafts=[]) == []

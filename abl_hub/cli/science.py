@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,19 @@ import click
 
 from abl_hub.cli.options import hub_options, runtime_of, runtime_options
 from abl_hub.cli.output import Output
+from abl_hub.cli.values import Text
 
 _folder = click.argument("out", type=click.Path(exists=True, file_okay=False, path_type=Path))
 
 
 def _doses(value: str | None) -> tuple[float, ...]:
     try:
-        return tuple(float(part) for part in value.split(",")) if value else ()
+        doses = tuple(float(part) for part in value.split(",")) if value else ()
     except ValueError as error:
         raise click.BadParameter(f"{value!r} is no list of numbers, as in 0,0.5,1") from error
+    if not all(map(math.isfinite, doses)):
+        raise click.BadParameter(f"{value!r} holds a number that is not finite")
+    return doses
 
 
 @click.command()
@@ -72,7 +77,7 @@ def report(output: Output, /, out: Path) -> None:
 
 @click.command()
 @_folder
-@click.option("--suffix", required=True, help="Text that is put after every prompt.")
+@click.option("--suffix", type=Text(), required=True, help="Text that is put after every prompt.")
 @runtime_options
 @hub_options
 @click.pass_obj

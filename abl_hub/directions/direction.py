@@ -135,10 +135,18 @@ class Direction:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 vector = tensors.pop("direction")
         except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
-            raise SourceError(f"{path} cannot be read as a direction", why=str(error)) from error
+            raise SourceError(
+                f"{path} cannot be read as a direction",
+                why="it is not there" if isinstance(error, FileNotFoundError) else str(error),
+                next_step="Put it back, or run `abl-hub extract` again",
+            ) from error
         digest = about.pop("digest")
         if _digest({"direction": vector, **tensors}) != digest:
-            raise SourceError(f"{path} does not hold the direction whose digest it carries")
+            raise SourceError(
+                f"{path} does not hold the direction whose digest it carries",
+                why="it was changed",
+                next_step="Put the right one back, or run `abl-hub extract` again",
+            )
         return cls(vector=vector, **tensors, **about)
 
 

@@ -110,7 +110,7 @@ class _At:
 
     def __init__(self, *, repo: str, kind: str, revision: str | None, endpoint: str) -> None:
         prefix = "" if kind == "model" else f"{kind}s/"
-        self.name = repo or "The Hub"
+        self.repo, self.name = repo, repo or "The Hub"
         self.url = f"{endpoint}/{prefix}{repo}" if repo else endpoint
         self.kind, self.revision, self.endpoint = kind, revision, endpoint
 
@@ -135,7 +135,7 @@ class _At:
             )
         if isinstance(failure, (httpx.ConnectError, httpx.ConnectTimeout)):
             return HubError(
-                f"{self.endpoint} cannot be reached, to ask for {self.name}",
+                f"{self.endpoint} cannot be reached" + (f", for {self.repo}" if self.repo else ""),
                 why="there is no connection",
                 next_step="Connect and run the command again, or set HF_HUB_OFFLINE=1 to use what "
                 "was downloaded before; write a folder of this machine with a slash, as in ./model",

@@ -180,7 +180,7 @@ def load_chat_model(
         raise SourceError(
             f"The weights in {folder} cannot be read",
             why=f"a shard is corrupt or truncated ({error})",
-            next_step="Delete it and download it again",
+            next_step="Delete it, and download it or make it again",
         ) from error
     except (ValueError, KeyError, ImportError) as error:
         raise UnsupportedModelError(

@@ -105,7 +105,11 @@ def deltas_plot(record: Record, path: Path) -> None:
     """
     evaluation = record.evaluation
     if evaluation is None:
-        raise EvaluationError("The record has no evaluation", why="there is nothing to plot")
+        raise EvaluationError(
+            "The record has no evaluation",
+            why="there is nothing to plot",
+            next_step="Run `abl-hub evaluate` first",
+        )
     figure = Figure(figsize=(9.0, 2.8), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2)
     behaviour = record.direction.behaviour

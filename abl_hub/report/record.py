@@ -353,9 +353,21 @@ def load_record(folder: Path) -> Record:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
+        if not where:
+            raise SourceError(
+                f"{path} is not a record",
+                why="it is cut off, or was changed by hand",
+                next_step="Put it back, or make the output again",
+            ) from error
         raise SourceError(
-            f"{path} does not follow schema {SCHEMA}", why=f"{where}: {first['msg']}"
+            f"{path} does not follow schema {SCHEMA}",
+            why=f"{where}: {first['msg']}",
+            next_step="Read it with the version of abl-hub that wrote it, or make the output again",
         ) from error
     if record.schema != SCHEMA:
-        raise SourceError(f"{path} has schema {record.schema}", why=f"this version reads {SCHEMA}")
+        raise SourceError(
+            f"{path} has schema {record.schema}",
+            why=f"this version reads {SCHEMA}",
+            next_step="Read it with the version of abl-hub that wrote it",
+        )
     return record

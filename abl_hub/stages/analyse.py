@@ -6,6 +6,7 @@ asked for. Nothing here decides anything: it is for readers who want to know wha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -46,7 +47,7 @@ from abl_hub.report.record import (
     save_record,
 )
 from abl_hub.stages.edit import recorded_edit
-from abl_hub.stages.extract import DIRECTION
+from abl_hub.stages.extract import recorded_direction
 from abl_hub.stages.inputs import (
     Prompts,
     load_recorded,
@@ -73,10 +74,12 @@ def analyse(out: Path, runtime: Runtime, *, doses: Sequence[float] = (), seeds: 
 
     Raises:
         SourceError, ContrastError: source or prompts have changed since `extract`.
-        EvaluationError: the activations are not finite.
+        EvaluationError: the activations, or the doses, are not finite.
     """
+    if not all(map(math.isfinite, doses)):
+        raise EvaluationError("A dose is not finite", next_step="Give numbers, as in 0, 0.5, 1")
     record = load_record(out)
-    direction = Direction.load(out / DIRECTION)
+    direction = recorded_direction(record, out)
     source = recorded_source(record, runtime)
     prompts = recorded_prompts(record, runtime)
     contrast = prompts.contrast

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from abl_hub.directions.direction import Direction
 from abl_hub.edits.checkpoint import Merged, write_files
 from abl_hub.edits.delta import Delta, write_delta
 from abl_hub.edits.delta_products import products_of_checkpoint
@@ -38,7 +37,7 @@ from abl_hub.report.record import (
 )
 from abl_hub.stages.agreement import checked_weights, compare_forms, refuse_disagreement
 from abl_hub.stages.edit import recorded_edit
-from abl_hub.stages.extract import DIRECTION
+from abl_hub.stages.extract import recorded_direction
 from abl_hub.stages.forms import DELTA, MERGED, delta_record, exactness, merged_record
 from abl_hub.stages.induce import apply_addition
 from abl_hub.stages.inputs import few_prompts, recorded_prompts, recorded_source
@@ -242,18 +241,3 @@ def _write(
         refused[DELTA] = str(error)
         runtime.progress.note(f"No delta, only a merged model. {error}")
     return _Written(files=files, merged=written, deltas=tuple(deltas), gains=gains, refused=refused)
-
-
-def recorded_direction(record: Record, out: Path) -> Direction:
-    """The direction in `out`.
-
-    Raises:
-        EditError: it is not that of the record.
-    """
-    direction = Direction.load(out / DIRECTION)
-    if direction.digest != record.direction.digest:
-        raise EditError(
-            f"{out / DIRECTION} is not the direction of the record",
-            next_step="Run `abl-hub extract` again",
-        )
-    return direction

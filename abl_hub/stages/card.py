@@ -12,7 +12,7 @@ from abl_hub.report.card import KINDS, Kind, render_card
 from abl_hub.report.plots import candidates_plot, deltas_plot
 from abl_hub.report.published import published
 from abl_hub.report.record import RECORD, Record, load_record, save_record
-from abl_hub.stages.extract import DIRECTION
+from abl_hub.stages.extract import DIRECTION, recorded_direction
 from abl_hub.stages.legal import carry_legal, legal_names
 
 README = "README.md"
@@ -75,6 +75,7 @@ def write_card(
             why="a card without numbers says nothing",
             next_step=f"Run `abl-hub evaluate {out}` first",
         )
+    recorded_direction(record, out)
     folder.mkdir(exist_ok=True)
     write_plots(out, record, folder)
     shutil.copyfile(out / DIRECTION, folder / DIRECTION)

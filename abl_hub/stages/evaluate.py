@@ -17,7 +17,6 @@ from typing import Literal
 
 import torch
 
-from abl_hub.directions.direction import Direction
 from abl_hub.edits.edit import Edit, orthonormal
 from abl_hub.edits.hooks import Active, prepared
 from abl_hub.errors import EvaluationError
@@ -31,7 +30,7 @@ from abl_hub.model.generate import Reply
 from abl_hub.model.stream import adding
 from abl_hub.report.record import Record, load_record, save_record
 from abl_hub.stages.edit import recorded_edit
-from abl_hub.stages.extract import DIRECTION
+from abl_hub.stages.extract import recorded_direction
 from abl_hub.stages.forms import MERGED
 from abl_hub.stages.inputs import load_recorded, recorded_prompts, recorded_source, recorded_trace
 from abl_hub.stages.judges import judges_of, protocol_of
@@ -86,7 +85,7 @@ def evaluate(
     recipe = record.recipe
     if recipe.tasks is not None:
         check_tasks(recipe.tasks)
-    direction = Direction.load(out / DIRECTION)
+    direction = recorded_direction(record, out)
     source = recorded_source(record, runtime)
     asked = recorded_prompts(record, runtime)
     contrast = asked.contrast

@@ -14,6 +14,7 @@ from abl_hub.directions.means import Means, mean_activations
 from abl_hub.directions.methods.category import category_directions, cosines
 from abl_hub.directions.selection import behaviour_tokens, validate
 from abl_hub.edits.carrying import carrying_layers
+from abl_hub.errors import EditError
 from abl_hub.model.chat import load_chat_model
 from abl_hub.model.meta import meta_model
 from abl_hub.model.opening import common_opening, opened
@@ -167,3 +168,20 @@ def _direction(direction: Direction, means: Means) -> DirectionRecord:
 
 def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+
+
+def recorded_direction(record: Record, out: Path) -> Direction:
+    """The direction in `out`.
+
+    Raises:
+        SourceError: it cannot be read, or is not the one whose digest it carries.
+        EditError: it is not that of the record.
+    """
+    direction = Direction.load(out / DIRECTION)
+    if direction.digest != record.direction.digest:
+        raise EditError(
+            f"{out / DIRECTION} is not the direction of the record",
+            why="it is another model's, or another run's",
+            next_step="Put the right one back, or run `abl-hub extract` again",
+        )
+    return direction

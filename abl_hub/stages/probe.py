@@ -20,7 +20,7 @@ from abl_hub.model.generate import next_token_log_probs
 from abl_hub.model.heads import attribute
 from abl_hub.model.writers import Trace
 from abl_hub.report.record import load_record
-from abl_hub.stages.extract import DIRECTION
+from abl_hub.stages.extract import recorded_direction
 from abl_hub.stages.inputs import load_recorded, recorded_prompts, recorded_source, recorded_trace
 from abl_hub.stages.runtime import Runtime
 
@@ -62,7 +62,7 @@ def probe(out: Path, suffix: str, runtime: Runtime, *, most: int = 10) -> Probe:
         SourceError, ContrastError: source or prompts have changed since `extract`.
     """
     record = load_record(out)
-    direction = Direction.load(out / DIRECTION)
+    direction = recorded_direction(record, out)
     contrast = recorded_prompts(record, runtime).contrast
     source = recorded_source(record, runtime)
     chat = load_recorded(source.folder, record, runtime)

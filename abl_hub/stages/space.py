@@ -12,7 +12,7 @@ from abl_hub.report.record import Record
 from abl_hub.report.space_card import render_space_card, space_config
 from abl_hub.resources import templates
 from abl_hub.stages.card import write_plots
-from abl_hub.stages.extract import DIRECTION
+from abl_hub.stages.extract import DIRECTION, recorded_direction
 from abl_hub.stages.inputs import base_place
 
 _OURS = {".jinja", ".pyc"}
@@ -34,6 +34,7 @@ def write_space(
         base: where the base lies, if not where the record says.
         delta: where the delta lies; None is its repository, or else `out`.
     """
+    recorded_direction(record, out)  # tokens are coloured by it
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(

@@ -25,8 +25,8 @@ from abl_hub.model.meta import meta_model
 from abl_hub.model.trace import trace_writers
 from abl_hub.progress import Advance
 from abl_hub.report.record import Record, save_record
-from abl_hub.stages.apply import recorded_direction
 from abl_hub.stages.edit import recorded_edit
+from abl_hub.stages.extract import recorded_direction
 from abl_hub.stages.forms import merged_record
 from abl_hub.stages.journal import Journal, streaming_folder
 from abl_hub.stages.passing import PassingShards, passing_shards

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from peft import PeftModel
 
-from abl_hub.directions.direction import Direction
 from abl_hub.edits.addition_delta import write_added_delta
 from abl_hub.edits.delta import write_delta
 from abl_hub.edits.delta_products import products_of_checkpoint
@@ -25,7 +24,7 @@ from abl_hub.model.meta import meta_model
 from abl_hub.model.trace import trace_writers
 from abl_hub.report.record import load_record
 from abl_hub.stages.edit import recorded_edit
-from abl_hub.stages.extract import DIRECTION
+from abl_hub.stages.extract import recorded_direction
 from abl_hub.stages.forms import MERGED
 from abl_hub.stages.induce import recorded_addition
 from abl_hub.stages.inputs import recorded_prompts, recorded_source
@@ -72,7 +71,7 @@ def undo(out: Path, runtime: Runtime) -> Undone:
     tensors = CheckpointTensors(
         blueprint, open_shards(source.folder).tensors, read_json(source.folder, CONFIG)
     )
-    direction = Direction.load(out / DIRECTION)
+    direction = recorded_direction(record, out)
     shutil.rmtree(out / UNDO, ignore_errors=True)
     if record.recipe.induce:
         write_added_delta(

@@ -299,6 +299,16 @@ def _sha256(path: Path, advance: Advance) -> str:
     return digest.hexdigest()
 
 
+def base_models(folder: Path) -> tuple[str, ...]:
+    """Hub ids that the card in `folder` names as what this model was made of (`base_model`)."""
+    try:
+        named = (metadata_load(folder / README) or {}).get("base_model")
+    except (OSError, yaml.YAMLError, ValueError):
+        return ()
+    ids = named if isinstance(named, list) else [named]
+    return tuple(one for one in ids if isinstance(one, str) and _HUB_ID.fullmatch(one))
+
+
 def _licence(folder: Path, paths: Collection[str], progress: Progress) -> Licence:
     card: dict[str, Any] = {}
     if README in paths:

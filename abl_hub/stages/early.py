@@ -6,15 +6,18 @@ Knows what can be told from the recipe, the target and the base's card alone; lo
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 from abl_hub.directions.contrast import Contrast
 from abl_hub.directions.methods import METHODS, NEED_RANK
+from abl_hub.edits.quantised import declared
+from abl_hub.edits.shards import CONFIG, read_json
 from abl_hub.errors import EditError, EvaluationError, SourceError
 from abl_hub.evaluation.harness import check_tasks
 from abl_hub.hub.account import namespace
 from abl_hub.hub.prompt_spec import is_local
 from abl_hub.hub.prompts import load_prompts
-from abl_hub.hub.source import SourcePlan, local_folder, plan_source
+from abl_hub.hub.source import SourcePlan, base_models, local_folder, plan_source
 from abl_hub.model.chat import ChatModel
 from abl_hub.report.recipe import Recipe
 from abl_hub.stages.induce import refuse_other_options
@@ -74,6 +77,24 @@ def _refuse_unusable(recipe: Recipe) -> None:
             why="nothing would be added",
             next_step="Give another --strength",
         )
+
+
+def refuse_quantised(folder: Path) -> None:
+    """Refuse weights whose quantisation an edit cannot keep, before anything tries to load them.
+
+    Args:
+        folder: with the model's config.json, and its card if there is one.
+
+    Raises:
+        EditError: so it is; it names the full-precision base, where the card does.
+        SourceError: no readable config.json.
+    """
+    try:
+        declared(read_json(folder, CONFIG))
+    except EditError as error:
+        named = base_models(folder)
+        step = f"Give the full-precision base: {', '.join(named)}" if named else error.next_step
+        raise EditError(error.what, why=error.why, next_step=step) from error
 
 
 def check_target(recipe: Recipe, target: Target, runtime: Runtime) -> None:

@@ -29,7 +29,7 @@ from abl_hub.report.record import (
 )
 from abl_hub.stages.choosing import choose_addition, choose_removal
 from abl_hub.stages.crew import call
-from abl_hub.stages.early import check_recipe, note_long_prompts
+from abl_hub.stages.early import check_recipe, note_long_prompts, refuse_quantised
 from abl_hub.stages.edit import example_removal
 from abl_hub.stages.inputs import (
     describe_prompts,
@@ -51,6 +51,7 @@ def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -
 
     Raises:
         SourceError, ContrastError, UnsupportedModelError, HubError: as their names say.
+        EditError: weights that are quantised so that no edit can be written.
     """
     check_recipe(recipe, runtime)
     recipe = located(recipe)
@@ -62,6 +63,7 @@ def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -
                 f"The category column of {side.name} is not used: it holds {side.ignored}"
             )
     source = fetch_source(recipe, runtime)
+    refuse_quantised(source.folder)
     # Traced before the weights are loaded, so that a refusal costs nothing.
     blueprint = meta_model(source.folder, trust_remote_code=runtime.trust_remote_code)
     trace = trace_writers(blueprint)

@@ -22,7 +22,7 @@ from abl_hub.model.trace import trace_writers
 from abl_hub.model.writers import Trace, Writer
 from abl_hub.report.recipe import Recipe
 from abl_hub.report.record import Record, load_record
-from abl_hub.stages.early import check_recipe, planned_repositories
+from abl_hub.stages.early import check_recipe, planned_repositories, refuse_quantised
 from abl_hub.stages.edit import example_removal
 from abl_hub.stages.forms import MERGED
 from abl_hub.stages.inputs import base_place, fetch_prompts
@@ -72,6 +72,7 @@ def plan(
         cache_dir=runtime.cache_dir,
         trust_remote_code=recipe.trust_remote_code,
     )
+    refuse_quantised(source.config_folder)
     blueprint = meta_model(source.config_folder, trust_remote_code=recipe.trust_remote_code)
     trace = trace_writers(blueprint)
     largest = max(f.size for f in source.files if f.path.endswith(".safetensors"))
@@ -182,6 +183,7 @@ def _bare_configuration(source: str) -> Path | None:
 
 def _plan_of_configuration(recipe: Recipe, folder: Path, out: Path) -> Plan:
     """What converting a model of this configuration would take, its weights unseen."""
+    refuse_quantised(folder)
     blueprint = meta_model(folder, trust_remote_code=recipe.trust_remote_code)
     trace = trace_writers(blueprint)
     parameters = sum(parameter.numel() for parameter in blueprint.parameters())

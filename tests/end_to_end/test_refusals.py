@@ -203,6 +203,20 @@ def test_an_architecture_that_cannot_be_traced(run: Run, tmp_path: Path) -> None
     refused(run(source), tmp_path)
 
 
+@pytest.mark.parametrize("dry_run", [[], ["--dry-run"]])
+@pytest.mark.parametrize("method", ["bitsandbytes", "gptq", "awq", "compressed-tensors"])
+@pytest.mark.parametrize("card", ["", "---\nbase_model: [org/full-precision]\n---\n# A model\n"])
+def test_quantised_weights_are_refused_before_they_are_loaded(
+    run: Run, broken: Path, tmp_path: Path, method: str, card: str, dry_run: list[str]
+) -> None:
+    config = json.loads((broken / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": method, "bits": 4, "load_in_4bit": True}
+    (broken / "config.json").write_text(json.dumps(config))
+    (broken / "README.md").write_text(card)
+    named = "full-precision base: org/full-precision" if card else "full-precision base model"
+    refused(run(broken, *dry_run), tmp_path, f"quantised with {method}", named)
+
+
 def test_a_truncated_shard(run: Run, broken: Path, tmp_path: Path) -> None:
     shard = broken / "model.safetensors"
     shard.write_bytes(shard.read_bytes()[:-64])

@@ -10,12 +10,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from transformers import PreTrainedModel
 
 from abl_hub.edits.keys import CheckpointTensors, Place
 from abl_hub.edits.matrix import Matrix
+from abl_hub.edits.quantised import declared, stored_as
 from abl_hub.edits.rewrite import CHUNK_NUMBERS
 from abl_hub.edits.safetensors_file import DTYPES, StoredTensor
 from abl_hub.edits.shards import CONFIG, open_shards, read_json
@@ -51,6 +53,8 @@ class CheckpointPlan:
     """Of the writers' tensors: what a delta has to read."""
     bytes_written: int
     """Of the whole edited checkpoint's weights."""
+    bytes_added: int
+    """What of them the source does not have: a head that was tied."""
     memory_bytes: int
     """Peak that is expected, whatever the size of the model."""
 
@@ -73,22 +77,33 @@ def plan_checkpoint(
 
 
 def plan_model(
-    model: PreTrainedModel, writers: Sequence[Writer], *, untie: bool = True
+    model: PreTrainedModel,
+    writers: Sequence[Writer],
+    *,
+    config: Mapping[str, object] = MappingProxyType({}),
+    untie: bool = True,
 ) -> CheckpointPlan:
-    """Plan from the architecture alone, as if each parameter were one tensor of its own dtype."""
+    """Plan from the architecture alone, as if each parameter were one tensor of its own dtype.
+
+    Args:
+        config: the checkpoint's config.json; quantised weights count as they are stored.
+
+    Raises:
+        EditError: a quantisation that cannot be edited.
+    """
     names = {dtype: name for name, dtype in DTYPES.items()}
     stored = {
-        name: StoredTensor(
-            key=name,
+        key: StoredTensor(
+            key=key,
             file=Path("model.safetensors"),
-            dtype=names[parameter.dtype],
-            shape=tuple(parameter.shape),
+            dtype=names[dtype],
+            shape=shape,
             start=0,
-            size_bytes=parameter.numel() * parameter.element_size(),
+            size_bytes=math.prod(shape) * dtype.itemsize,
         )
-        for name, parameter in model.named_parameters()
+        for key, (dtype, shape) in stored_as(model, declared(config)).items()
     }
-    return plan_tensors(CheckpointTensors(model, stored, {}), model, writers, untie=untie)
+    return plan_tensors(CheckpointTensors(model, stored, config), model, writers, untie=untie)
 
 
 def plan_tensors(
@@ -118,14 +133,15 @@ def plan_tensors(
         _refuse_other_ties(tensors, model, head)
     for place in places:
         _ = place.matrix.format  # refuses what is not stored as numbers that can be edited
+    added = sum(head.embedding.codes.size_bytes for head in heads if not head.stored)
     return CheckpointPlan(
         places=tuple(places),
         left_alone_keys=tensors.unmapped_keys,
         heads=tuple(heads),
         changes_head=changes_head,
         bytes_read=sum(_bytes(place.matrix) for place in places),
-        bytes_written=sum(_bytes(matrix) for matrix in tensors.matrices)
-        + sum(head.embedding.codes.size_bytes for head in heads if not head.stored),
+        bytes_written=sum(_bytes(matrix) for matrix in tensors.matrices) + added,
+        bytes_added=added,
         memory_bytes=_memory(places),
     )
 

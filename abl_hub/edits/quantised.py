@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from transformers import FineGrainedFP8Config, PreTrainedModel
+from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from abl_hub.edits.safetensors_file import StoredTensor
 from abl_hub.errors import EditError
@@ -38,6 +42,8 @@ class Quantisation:
     method: Method
     block: Block | None
     """None: one scale for the whole weight."""
+    kept: list[str] | None = None
+    """Modules that stay in full precision, as transformers names them."""
 
 
 class Part(Enum):
@@ -59,15 +65,16 @@ def declared(config: Mapping[str, object]) -> Quantisation | None:
         if entry is None:
             continue
         options = entry if isinstance(entry, Mapping) else {}
-        name = options.get("quant_method")
+        name, kept = options.get("quant_method"), options.get("modules_to_not_convert")
+        kept = [str(module) for module in kept] if isinstance(kept, list) else None
         if name == "mxfp4":
-            return Quantisation(method="mxfp4", block=_MXFP4_BLOCK)
+            return Quantisation(method="mxfp4", block=_MXFP4_BLOCK, kept=kept)
         if name == "fp8":
             match options.get("weight_block_size"):
                 case None:
-                    return Quantisation(method="fp8", block=None)
+                    return Quantisation(method="fp8", block=None, kept=kept)
                 case [int(rows), int(columns)] if rows > 0 and columns > 0:
-                    return Quantisation(method="fp8", block=(rows, columns))
+                    return Quantisation(method="fp8", block=(rows, columns), kept=kept)
         shown = name or ("bitsandbytes" if "load_in_4bit" in options else "an unknown method")
         raise EditError(
             f"Weights quantised with {shown} cannot be edited",
@@ -117,3 +124,37 @@ def read_scales(
     if not bool(torch.isfinite(scales).all()):
         raise EditError(f"{stored.key} holds NaN or infinity")
     return scales.reshape(grid)
+
+
+def stored_as(
+    model: PreTrainedModel, quantisation: Quantisation | None
+) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Key → dtype and shape of what a checkpoint of `model` would hold, one tensor a parameter.
+
+    transformers says which weights are FP8; of gpt-oss the experts are MXFP4.
+
+    Args:
+        model: on the meta device; it stays as it is.
+    """
+    if quantisation is not None and quantisation.method == "fp8":
+        model = deepcopy(model)
+        options: Any = FineGrainedFP8Config(modules_to_not_convert=quantisation.kept)
+        options.weight_block_size = quantisation.block
+        with torch.device("meta"):
+            FineGrainedFP8HfQuantizer(options, pre_quantized=True).preprocess_model(model)
+    stored = {
+        name: (parameter.dtype, tuple(parameter.shape))
+        for name, parameter in model.named_parameters()
+    }
+    if quantisation is not None and quantisation.method == "mxfp4":
+        packed = [
+            name
+            for name, (_, shape) in stored.items()
+            if len(shape) == 3 and should_convert_module(name, quantisation.kept)
+        ]
+        for name in packed:
+            experts, columns, rows = stored.pop(name)[1]
+            groups = (experts, rows, columns // _MXFP4_BLOCK[1])
+            stored[name + _BLOCKS] = (torch.uint8, (*groups, _MXFP4_BLOCK[1] // 2))
+            stored[name + _SCALES] = (torch.uint8, groups)
+    return stored

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 from abl_hub.directions.contrast import Contrast
 from abl_hub.directions.methods import METHODS, NEED_RANK
@@ -79,8 +80,11 @@ def _refuse_unusable(recipe: Recipe) -> None:
         )
 
 
-def refuse_quantised(folder: Path) -> None:
+def refuse_quantised(folder: Path) -> dict[str, Any]:
     """Refuse weights whose quantisation an edit cannot keep, before anything tries to load them.
+
+    Returns:
+        What config.json holds.
 
     Args:
         folder: with the model's config.json, and its card if there is one.
@@ -89,12 +93,14 @@ def refuse_quantised(folder: Path) -> None:
         EditError: so it is; it names the full-precision base, where the card does.
         SourceError: no readable config.json.
     """
+    config = read_json(folder, CONFIG)
     try:
-        declared(read_json(folder, CONFIG))
+        declared(config)
     except EditError as error:
         named = base_models(folder)
         step = f"Give the full-precision base: {', '.join(named)}" if named else error.next_step
         raise EditError(error.what, why=error.why, next_step=step) from error
+    return config
 
 
 def check_target(recipe: Recipe, target: Target, runtime: Runtime) -> None:

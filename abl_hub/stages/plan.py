@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +72,7 @@ def plan(
         cache_dir=runtime.cache_dir,
         trust_remote_code=recipe.trust_remote_code,
     )
-    refuse_quantised(source.config_folder)
+    config = refuse_quantised(source.config_folder)
     blueprint = meta_model(source.config_folder, trust_remote_code=recipe.trust_remote_code)
     trace = trace_writers(blueprint)
     largest = max(f.size for f in source.files if f.path.endswith(".safetensors"))
@@ -88,7 +88,7 @@ def plan(
         *(
             _addition_lines(blueprint, trace, place, out)
             if recipe.induce
-            else _removal_lines(blueprint, trace, recipe, place, out)
+            else _removal_lines(blueprint, trace, recipe, place, out, config, source.weight_bytes)
         ),
     ]
     if recipe.tasks is not None:
@@ -117,7 +117,13 @@ def _prompt_lines(recipe: Recipe, runtime: Runtime) -> list[tuple[str, str]]:
 
 
 def _removal_lines(
-    blueprint: PreTrainedModel, trace: Trace, recipe: Recipe, place: str, out: Path
+    blueprint: PreTrainedModel,
+    trace: Trace,
+    recipe: Recipe,
+    place: str,
+    out: Path,
+    config: Mapping[str, object],
+    weight_bytes: int | None = None,
 ) -> list[tuple[str, str]]:
     """What a removal reads and writes, of the writers that the recipe names."""
     edit = example_removal(recipe, trace)
@@ -126,13 +132,15 @@ def _removal_lines(
     if len(edited) < len(trace.writers):
         lines = [("writers", f"{len(edited)} of {len(trace.writers)} parameters")]
     try:
-        cost = plan_model(blueprint, edited, untie=recipe.untie)
+        cost = plan_model(blueprint, edited, config=config, untie=recipe.untie)
     except NoMergedFormError as error:
         lines.append(("merged", f"none: {error.why}"))
     else:
+        # Files also hold what is no parameter, as multi-token prediction.
+        written = cost.bytes_written if not weight_bytes else weight_bytes + cost.bytes_added
         lines += [
             ("bytes to read", f"{size(cost.bytes_read)} of writers"),
-            ("merged", f"{size(cost.bytes_written)} {place}"),
+            ("merged", f"{size(written)} {place}"),
             ("memory to write", f"about {size(cost.memory_bytes)}"),
         ]
     return [*lines, ("delta", f"about {size(_delta_bytes(edited, trace.width))} in {out}/delta")]
@@ -183,7 +191,7 @@ def _bare_configuration(source: str) -> Path | None:
 
 def _plan_of_configuration(recipe: Recipe, folder: Path, out: Path) -> Plan:
     """What converting a model of this configuration would take, its weights unseen."""
-    refuse_quantised(folder)
+    config = refuse_quantised(folder)
     blueprint = meta_model(folder, trust_remote_code=recipe.trust_remote_code)
     trace = trace_writers(blueprint)
     parameters = sum(parameter.numel() for parameter in blueprint.parameters())
@@ -198,7 +206,7 @@ def _plan_of_configuration(recipe: Recipe, folder: Path, out: Path) -> Plan:
             *(
                 _addition_lines(blueprint, trace, place, out)
                 if recipe.induce
-                else _removal_lines(blueprint, trace, recipe, place, out)
+                else _removal_lines(blueprint, trace, recipe, place, out, config)
             ),
         )
     )

@@ -106,3 +106,17 @@ def test_671_billion_parameters_are_planned_in_seconds() -> None:
     assert plan.bytes_written == sum(p.numel() * p.element_size() for p in model.parameters())
     assert 0.2 < plan.bytes_read / plan.bytes_written < 0.5
     assert plan.memory_bytes < 700e6
+
+
+def test_quantised_weights_are_planned_as_they_are_stored() -> None:
+    """DeepSeek-V3 as it is published: FP8, but for embedding, head, routers and norms."""
+    quantisation = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    model = meta_model(AutoConfig.for_model("deepseek_v3", dtype=torch.bfloat16))
+    plan = plan_model(
+        model, trace_writers(model).writers, config={"quantization_config": quantisation}
+    )
+    width, inner, layers, experts = 7168, 2048, 61, 256
+    codes = 58 * (experts + 1) * width * inner + 3 * width * 18432 + layers * width * 128 * 128
+    embedding = 2 * 129280 * width
+    assert plan.bytes_read == embedding + codes + 4 * codes // 128**2
+    assert 670e9 < plan.bytes_written < 676e9

@@ -14,7 +14,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from abl_hub.edits.checkpoint import write_merged
 from abl_hub.edits.edit import Edit, orthonormal
 from abl_hub.edits.keys import CheckpointTensors
-from abl_hub.edits.plan import plan_checkpoint
+from abl_hub.edits.plan import plan_checkpoint, plan_model
 from abl_hub.edits.shards import open_shards, read_json
 from abl_hub.errors import EditError
 from abl_hub.model.writers import Writer
@@ -158,6 +158,17 @@ def test_what_the_codes_cannot_hold_is_refused(name: str, tmp_path: Path) -> Non
     with pytest.raises(EditError, match="out of the range"):
         write_merged(edit, tmp_path / "source", tmp_path / "out", model=model)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_plan_of_the_config_is_that_of_the_files(name: str, tmp_path: Path) -> None:
+    make, _ = FORMATS[name]
+    writer = make(tmp_path)
+    model = tiny.on_meta(tmp_path)
+    found = plan_checkpoint(tmp_path, model, [writer])
+    planned = plan_model(model, [writer], config=read_json(tmp_path, "config.json"))
+    assert planned.bytes_read == found.bytes_read
+    assert planned.bytes_written == found.bytes_written
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -119,7 +119,7 @@ class Rows:
     columns: int
     along_columns: bool
     scales: torch.Tensor | None
-    """(blocks, scale rows, scale columns) float32."""
+    """(blocks, scale rows, scale columns), as stored: a model's largest weight has many."""
 
     @classmethod
     def of(cls, matrix: Matrix, axis: int) -> Rows:
@@ -188,7 +188,8 @@ class Rows:
             return None
         scales = self.scales[block]
         height, width = self.matrix.scale_block or (self.rows, self.columns)
-        return scales[rows // height].repeat_interleave(width, dim=1)[:, : self.columns]
+        values = quantised.scale_values(scales[rows // height])
+        return values.repeat_interleave(width, dim=1)[:, : self.columns]
 
 
 def matrices(

@@ -18,14 +18,17 @@ from transformers import PreTrainedModel
 from abl_hub.edits.keys import CheckpointTensors, Place
 from abl_hub.edits.matrix import Matrix
 from abl_hub.edits.quantised import declared, stored_as
-from abl_hub.edits.rewrite import CHUNK_NUMBERS
+from abl_hub.edits.rewrite import CANCELLING_CHUNK_NUMBERS, CHUNK_NUMBERS
 from abl_hub.edits.safetensors_file import DTYPES, StoredTensor
 from abl_hub.edits.shards import CONFIG, open_shards, read_json
 from abl_hub.errors import NoMergedFormError
 from abl_hub.model.writers import Writer
 
-_IMPORTS_BYTES = 400 * 10**6
-"""What Python holds with torch and transformers imported and a model on the meta device."""
+_IMPORTS_BYTES = 470 * 10**6
+"""What Python holds with torch, transformers and PEFT imported and a model on the meta device."""
+_AT_A_TIME = 2
+_CANCELLING_BYTES = 24
+"""For each number of a chunk: as stored, as float32 and as ordinals, and what is made of those."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +85,13 @@ def plan_model(
     *,
     config: Mapping[str, object] = MappingProxyType({}),
     untie: bool = True,
+    cancelling: bool = False,
 ) -> CheckpointPlan:
     """Plan from the architecture alone, as if each parameter were one tensor of its own dtype.
 
     Args:
         config: the checkpoint's config.json; quantised weights count as they are stored.
+        cancelling: weights in 16 bits are rounded so, which takes more memory.
 
     Raises:
         EditError: a quantisation that cannot be edited.
@@ -103,7 +108,8 @@ def plan_model(
         )
         for key, (dtype, shape) in stored_as(model, declared(config)).items()
     }
-    return plan_tensors(CheckpointTensors(model, stored, config), model, writers, untie=untie)
+    tensors = CheckpointTensors(model, stored, config)
+    return plan_tensors(tensors, model, writers, untie=untie, cancelling=cancelling)
 
 
 def plan_tensors(
@@ -112,6 +118,7 @@ def plan_tensors(
     writers: Sequence[Writer],
     *,
     untie: bool = True,
+    cancelling: bool = False,
 ) -> CheckpointPlan:
     """Plan the edit of `writers` in a checkpoint whose tensors are known."""
     places: list[Place] = []
@@ -142,7 +149,7 @@ def plan_tensors(
         bytes_read=sum(_bytes(place.matrix) for place in places),
         bytes_written=sum(_bytes(matrix) for matrix in tensors.matrices) + added,
         bytes_added=added,
-        memory_bytes=_memory(places),
+        memory_bytes=_memory(places, cancelling),
     )
 
 
@@ -190,12 +197,15 @@ def _bytes(matrix: Matrix) -> int:
     return matrix.codes.size_bytes + (matrix.scales.size_bytes if matrix.scales else 0)
 
 
-def _memory(places: Sequence[Place]) -> int:
-    """Imports, a chunk in its stored form and in up to four float64 forms, columns read off."""
-    chunks = 8 * CHUNK_NUMBERS * torch.float64.itemsize
+def _memory(places: Sequence[Place], cancelling: bool) -> int:
+    """Imports; and for each of the weights that are written at a time a chunk in up to four
+    float64 forms, columns read off, scales, and the larger chunk of cancelling."""
     columns = max((math.prod(p.matrix.shape[p.axis + 1 :]) for p in places), default=0)
     scales = max((p.matrix.scales.size_bytes for p in places if p.matrix.scales), default=0)
-    return _IMPORTS_BYTES + chunks + 4 * columns * torch.float64.itemsize + 4 * scales
+    rows = [math.prod(p.matrix.shape) for p in places if p.axis == len(p.matrix.shape) - 1]
+    entries = min(max(rows, default=0), CANCELLING_CHUNK_NUMBERS) if cancelling else 0
+    chunk = (8 * CHUNK_NUMBERS + 4 * columns) * torch.float64.itemsize
+    return _IMPORTS_BYTES + _AT_A_TIME * (chunk + 2 * scales + _CANCELLING_BYTES * entries)
 
 
 def by_file(places: Sequence[Place]) -> Mapping[Path, tuple[Place, ...]]:

@@ -32,6 +32,7 @@ FULL_PRECISION = "Give the full-precision base model that these weights were qua
 _SCALE_INV = "_scale_inv"
 _BLOCKS, _SCALES = "_blocks", "_scales"
 _EXPONENT_BIAS = 127
+_NOT_A_NUMBER = 255  # of E8M0
 _MXFP4_BLOCK: Block = (1, 32)
 
 
@@ -103,7 +104,7 @@ def scales_key(key: str, method: Method) -> str:
 def read_scales(
     stored: StoredTensor, block: Block | None, matrices: int, rows: int, columns: int
 ) -> torch.Tensor:
-    """What codes are multiplied by: (matrices, scale rows, scale columns) float32.
+    """Scales as they are stored, (matrices, scale rows, scale columns); see `scale_values`.
 
     Args:
         block: rows and columns that share a scale; None where the whole matrix does.
@@ -111,8 +112,7 @@ def read_scales(
     Raises:
         EditError: the scales do not tile the weight, or one is not a finite number.
     """
-    raw = stored.read()
-    scales = (raw.float() - _EXPONENT_BIAS).exp2() if stored.dtype == "U8" else raw.float()
+    scales = stored.read()
     height, width = block or (rows, columns)
     grid = (matrices, -(-rows // height), -(-columns // width))
     if scales.numel() != math.prod(grid) or (block and tuple(scales.shape[-2:]) != grid[1:]):
@@ -121,9 +121,17 @@ def read_scales(
             why=f"its shape is {tuple(scales.shape)} for blocks of {height} × {width} "
             f"in {rows} × {columns}",
         )
-    if not bool(torch.isfinite(scales).all()):
+    finite = scales.ne(_NOT_A_NUMBER) if stored.dtype == "U8" else scales.float().isfinite()
+    if not bool(finite.all()):
         raise EditError(f"{stored.key} holds NaN or infinity")
     return scales.reshape(grid)
+
+
+def scale_values(stored: torch.Tensor) -> torch.Tensor:
+    """What codes are multiplied by, float32. Four times as large as stored exponents, or more."""
+    if stored.dtype == torch.uint8:
+        return (stored.float() - _EXPONENT_BIAS).exp2()
+    return stored.float()
 
 
 def stored_as(

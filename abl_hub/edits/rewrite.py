@@ -21,7 +21,7 @@ from abl_hub.errors import EditError
 CHUNK_NUMBERS = 1 << 18
 """Numbers in flight: 1 MiB in float32, which stays in a core's cache through all passes and in the
 allocator's hands between them."""
-_CANCELLING_CHUNK_NUMBERS = 1 << 22
+CANCELLING_CHUNK_NUMBERS = 1 << 22
 _MOST_LOST = 0.01
 """Of what was along the directions."""
 _ROUNDED = 1 + 1e-6
@@ -100,7 +100,7 @@ def _edit_columns(
     """Each row is a stream vector (embeddings, biases, Conv1D)."""
     read, remove = _in(rows.matrix.accumulation, factors)
     # Cancelling goes entry by entry over all vectors of a chunk at once: fewer and larger steps.
-    size = _CANCELLING_CHUNK_NUMBERS if cancelling else CHUNK_NUMBERS
+    size = CANCELLING_CHUNK_NUMBERS if cancelling else CHUNK_NUMBERS
     for row, raw in _chunks(rows, block, source, size):
         numbers = rows.decode(raw, block, row)
         found = numbers @ read.T

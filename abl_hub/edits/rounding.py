@@ -21,6 +21,10 @@ CANCELLED_ENTRIES = 512
 after some hundred what is left is far below one step of the remaining ones."""
 
 
+_QUARTERS = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 4, 5, 5, 5, 5, *[6] * 6, 7]).byte()
+"""⌈4 |x|⌉ → magnitude bits of the E2M1 number that is nearest to x."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Format:
     """A sign-and-magnitude number format.
@@ -39,13 +43,10 @@ class Format:
     def ordinals(self, raw: torch.Tensor) -> torch.Tensor:
         """Bytes (rows, row_bytes) uint8 → ordinals (rows, columns) int32; both zeros become 0."""
         if self.dtype is None:
-            codes = torch.stack((raw & 0xF, raw >> 4), dim=-1).flatten(-2).int()
-        elif self.dtype.itemsize == 2:
-            codes = raw.view(torch.int16).int() & 0xFFFF
-        else:
-            codes = raw.int()
-        magnitude = codes & (self.sign - 1)
-        return torch.where(codes & self.sign != 0, -magnitude, magnitude)
+            return self._pairs[raw.int()].flatten(-2)
+        if self.dtype.itemsize == 2:
+            return self._signed(raw.view(torch.int16).int() & 0xFFFF)
+        return self._signed(raw.int())
 
     def pack(self, ordinals: torch.Tensor) -> torch.Tensor:
         """The inverse of `ordinals`."""
@@ -64,18 +65,30 @@ class Format:
     def decode(self, raw: torch.Tensor) -> torch.Tensor:
         """Bytes (rows, row_bytes) → numbers (rows, columns), float32."""
         if self.dtype is None:
-            return self.values(self.ordinals(raw))
+            numbers: torch.Tensor = self.values(self._pairs)[raw.int()]
+            return numbers.flatten(-2)
         return raw.view(self.dtype).float()
 
     def encode(self, numbers: torch.Tensor) -> torch.Tensor:
         """Numbers (rows, columns) → bytes of the nearest finite ones of the format."""
         if self.dtype is None:
-            between = (self._grid[1:] + self._grid[:-1]) / 2
-            return self.pack(torch.bucketize(numbers.float(), between).int() - self.largest)
+            # All that lies half way between two of its numbers is a multiple of a quarter.
+            quarters = numbers.float().abs().mul_(4).ceil_().clamp_(max=len(_QUARTERS) - 1).int()
+            codes = (numbers < 0).byte().mul_(self.sign) | _QUARTERS[quarters]
+            return codes[..., 0::2] | codes[..., 1::2] << 4
         if self.dtype.itemsize == 1:
             numbers = numbers.clamp(self._grid[0], self._grid[-1])
-        codes: torch.Tensor = numbers.to(self.dtype).view(torch.uint8)
-        return codes
+        return numbers.to(self.dtype).view(torch.uint8)
+
+    def _signed(self, codes: torch.Tensor) -> torch.Tensor:
+        magnitude = codes & (self.sign - 1)
+        return torch.where(codes & self.sign != 0, -magnitude, magnitude)
+
+    @cached_property
+    def _pairs(self) -> torch.Tensor:
+        """Of every byte the ordinals of its two E2M1 codes, (256, 2), int32."""
+        raw = torch.arange(256, dtype=torch.int32)
+        return self._signed(torch.stack((raw & 0xF, raw >> 4), dim=-1))
 
     @cached_property
     def _grid(self) -> torch.Tensor:

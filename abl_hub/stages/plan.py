@@ -132,7 +132,13 @@ def _removal_lines(
     if len(edited) < len(trace.writers):
         lines = [("writers", f"{len(edited)} of {len(trace.writers)} parameters")]
     try:
-        cost = plan_model(blueprint, edited, config=config, untie=recipe.untie)
+        cost = plan_model(
+            blueprint,
+            edited,
+            config=config,
+            untie=recipe.untie,
+            cancelling=recipe.rounding == "cancelling",
+        )
     except NoMergedFormError as error:
         lines.append(("merged", f"none: {error.why}"))
     else:

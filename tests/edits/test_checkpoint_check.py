@@ -48,3 +48,21 @@ def test_only_an_edited_checkpoint_passes(
     check_checkpoint(edit, merged.folder, model=tiny.on_meta(merged.folder))
     with pytest.raises(EditError, match="still lies along"):
         check_checkpoint(edit, source, model=tiny.on_meta(source))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "left"), [(torch.float32, 2e-5), (torch.bfloat16, 4e-3), (torch.float16, 4e-3)]
+)
+def test_what_is_left_is_held_to_the_limit_of_the_dtype(
+    dtype: torch.dtype, left: float, tmp_path: Path
+) -> None:
+    """Far below what a random direction holds, and more than rounding leaves."""
+    source = tiny.save(tiny.build(tiny.LLAMA), tmp_path / "source", dtype=dtype)
+    model = tiny.on_meta(source)
+    edit = tiny.edit_of(tiny.LLAMA, model)
+    share = checkpoint_residual(edit, source, model=model)
+    nearly = tiny.edit_of(tiny.LLAMA, model, strength=1 - left / share)
+    merged = write_merged(nearly, source, tmp_path / "out", model=model)
+    assert 0.3 * left < checkpoint_residual(edit, merged.folder, model=model) < 1.5 * left
+    with pytest.raises(EditError, match=r"of model\..* still lies along"):
+        check_checkpoint(edit, merged.folder, model=model)

@@ -14,6 +14,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from abl_hub.edits.checkpoint import write_merged
 from abl_hub.edits.edit import Edit, orthonormal
 from abl_hub.edits.keys import CheckpointTensors
+from abl_hub.edits.matrix import Rows
 from abl_hub.edits.plan import plan_checkpoint, plan_model
 from abl_hub.edits.shards import open_shards, read_json
 from abl_hub.errors import EditError
@@ -261,3 +262,16 @@ def test_fp8_experts_that_are_stored_one_by_one(tmp_path: Path) -> None:
     for key in merged.edited_keys:
         before = (edit.directions @ _from_fp8(source, key)).norm()
         assert (edit.directions @ _from_fp8(merged.folder, key)).norm() < LEFT["fp8"] * before
+
+
+def test_scales_are_held_as_they_are_stored(tmp_path: Path) -> None:
+    """Those of one weight of gpt-oss-120b would take 133 MB as float32, and as much in passing."""
+    writer = _mxfp4(tmp_path)
+    tensors = CheckpointTensors(
+        tiny.on_meta(tmp_path), open_shards(tmp_path).tensors, read_json(tmp_path, "config.json")
+    )
+    [place] = tensors.places(writer)
+    rows = Rows.of(place.matrix, place.axis)
+    assert rows.scales is not None
+    assert place.matrix.scales is not None
+    assert rows.scales.nbytes == place.matrix.scales.size_bytes

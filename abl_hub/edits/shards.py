@@ -153,7 +153,7 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError, OSError) as error:
-        raise SourceError(f"{name} is not valid JSON", next_step="Download it again") from error
+        raise SourceError(f"{name} is not JSON", next_step="Download the model again") from error
     if not isinstance(content, dict):
         raise SourceError(f"{name} is not a JSON object", next_step="Download it again")
     return content

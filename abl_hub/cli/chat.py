@@ -24,11 +24,20 @@ HELP = "/strength N, /system TEXT, /reset, /quit"
 
 @click.command()
 @click.argument("target", metavar="OUT|USER/REPO")
-@click.option("--base", help="Hub id or folder of the base.  [default: as in the record]")
 @click.option(
-    "--max-new-tokens", type=click.IntRange(1), default=128, show_default=True, help="A reply's."
+    "--base", metavar="SOURCE", help="Hub id or folder of the base.  [default: as in the record]"
 )
-@click.option("--device", default="cpu", show_default=True, help="A torch device.")
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(1),
+    metavar="N",
+    default=128,
+    show_default=True,
+    help="Most tokens of a reply.",
+)
+@click.option(
+    "--device", metavar="NAME", default="cpu", show_default=True, help="A torch device, as cuda."
+)
 @click.pass_obj
 def chat(
     output: Output, /, target: str, base: str | None, max_new_tokens: int, device: str

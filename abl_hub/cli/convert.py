@@ -21,6 +21,7 @@ from abl_hub.cli.options import (
 )
 from abl_hub.cli.output import Output
 from abl_hub.cli.publish import publish_options, target_of
+from abl_hub.cli.sections import Sectioned
 
 if TYPE_CHECKING:
     from abl_hub.stages.runtime import Runtime
@@ -29,7 +30,7 @@ _HERE = ("job", "job_timeout", "job_package", "out", "cache_dir")
 """Options that mean this machine."""
 
 
-@click.command()
+@click.command(cls=Sectioned)
 @click.argument("source")
 @click.option(
     "-o",
@@ -39,28 +40,38 @@ _HERE = ("job", "job_timeout", "job_package", "out", "cache_dir")
 )
 @overwrite_option
 @keep_option
-@click.option("--dry-run", is_flag=True, help="Say what would be read, written and pushed.")
-@click.option("--push", "push_", is_flag=True, help="Publish the result, privately.")
+@click.option(
+    "--dry-run", is_flag=True, help="Say what would be read, written and pushed, and do nothing."
+)
+@click.option(
+    "--push", "push_", is_flag=True, help="Publish the result: privately, unless --public."
+)
 @click.option(
     "--stream",
     is_flag=True,
     help="With --push: upload each merged shard as it is made and delete it, so that the merged "
-    "model is never whole on disk. The edit is then evaluated as hooks. The base is: measuring "
-    "loads it. `push --stream` needs neither.",
+    "model is never whole on this disk; the edit is then evaluated as runtime hooks on the base, "
+    "which has to be here.",
 )
+@publish_options
 @click.option(
     "--job",
     metavar="FLAVOR",
     help="Run this command on the Hub's machines (Hugging Face Jobs), as in a10g-small; needs "
     "--push, for nothing else is kept of it.",
 )
-@click.option("--job-timeout", default="2h", show_default=True, help="When the job is stopped.")
+@click.option(
+    "--job-timeout",
+    metavar="TIME",
+    default="2h",
+    show_default=True,
+    help="With --job: when it is stopped, as in 90m or 2h.",
+)
 @click.option(
     "--job-package",
     metavar="REQUIREMENT",
-    help="What the job installs.  [default: abl-hub, this version]",
+    help="With --job: what it installs.  [default: abl-hub, this version]",
 )
-@publish_options
 @recipe_options
 @tasks_options
 @runtime_options

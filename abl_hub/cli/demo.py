@@ -20,10 +20,11 @@ from abl_hub.cli.output import Output
 )
 @click.pass_obj
 def demo(output: Output, /, out: Path) -> None:
-    """Train a small chat model that refuses one harmless topic, and do the whole job on it.
+    """Do the whole job on a small model that is trained on the spot, without a network.
 
-    The model is trained once, in about a minute on two cores, and cached. It is published to a Hub
-    on this machine's loopback, converted, pushed, loaded back and compared.
+    The model refuses one harmless topic. It is trained once, in one to two minutes on two cores,
+    and kept in ABL_HUB_CACHE (~/.cache/abl-hub). Then it is published to a Hub that runs on this
+    machine while the command does, converted, pushed, loaded back and compared.
     """
     from abl_hub.cli.show import show_record
     from abl_hub.demo.run import run_demo

@@ -105,14 +105,14 @@ class Commands(click.Group):
     type=click.Choice(["human", "json", "quiet"]),
     default="human",
     show_default=True,
-    help="How results are printed on stdout.",
+    help="How results are printed: as text, as one JSON document, or only the value that counts.",
 )
-@click.option("--verbose", is_flag=True, help="Say more on stderr.")
-@click.option("--debug", is_flag=True, help="Print tracebacks.")
+@click.option("--verbose", is_flag=True, help="Say more, on stderr.")
+@click.option("--debug", is_flag=True, help="Print Python's traceback with an error.")
 @click.option(
     "--config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="TOML file with a table of options for each command.",
+    help="TOML file with a table of options for each command, as in [convert] seed = 1.",
 )
 @click.pass_context
 def abl_hub(

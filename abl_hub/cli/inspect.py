@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from abl_hub.cli.options import hub_options, runtime_of
+from abl_hub.cli.options import hub_options, runtime_of, trust_option
 from abl_hub.cli.output import Output
 
 
 @click.command()
 @click.argument("source")
-@click.option("--revision", help="Branch, tag or commit of SOURCE.")
-@click.option("--trust-remote-code", is_flag=True, help="Run code from SOURCE's repository.")
+@click.option("--revision", metavar="NAME", help="Branch, tag or commit of SOURCE.")
+@trust_option
 @hub_options
 @click.pass_obj
 def trace(

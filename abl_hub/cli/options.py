@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from abl_hub.cli.output import Output
-from abl_hub.cli.values import SEED, FiniteRange, Text
+from abl_hub.cli.values import Finite, FiniteRange, Seed, Text
 
 if TYPE_CHECKING:
     from abl_hub.evaluation.harness import Tasks
@@ -55,7 +55,7 @@ def _all(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 recipe_options = _all(
-    click.option("--revision", help="Branch, tag or commit of SOURCE."),
+    click.option("--revision", metavar="NAME", help="Branch, tag or commit of SOURCE."),
     click.option(
         "--positive",
         metavar="PROMPTS",
@@ -65,17 +65,51 @@ recipe_options = _all(
     click.option(
         "--negative",
         metavar="PROMPTS",
-        help="Prompts that do not.  [default: mlabonne/harmless_alpaca]",
+        help="Prompts that do not show it, given likewise.  [default: mlabonne/harmless_alpaca]",
     ),
-    click.option("--train", type=click.IntRange(1), help="Prompts a side to extract from."),
-    click.option("--validation", type=click.IntRange(1), help="Prompts a side to select on."),
-    click.option("--test", type=click.IntRange(1), help="Prompts a side to evaluate on."),
+    click.option(
+        "--train",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Prompts a side to extract from.  [default: 128, or fewer where there are fewer]",
+    ),
+    click.option(
+        "--validation",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Prompts a side to select on.  [default: 32, or fewer]",
+    ),
+    click.option(
+        "--test",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Prompts a side to evaluate on.  [default: 100, or fewer]",
+    ),
+    click.option(
+        "--seed",
+        type=Seed(),
+        metavar="N",
+        default=0,
+        show_default=True,
+        help="Draws the prompts of each part, and the control's random directions.",
+    ),
+    click.option(
+        "--system",
+        metavar="TEXT",
+        help="System prompt put before every instruction.  [default: the chat template's]",
+    ),
+    click.option(
+        "--response-prefix",
+        metavar="TEXT",
+        help="Put behind every prompt, as in '<think></think>'; what follows is judged.  "
+        "[default: what all replies of this model begin with]",
+    ),
     click.option(
         "--behaviour",
         type=Text(),
         default="refusal",
         show_default=True,
-        help="Name of what is removed.",
+        help="Name of what the prompts show; it stands in records and cards.",
     ),
     click.option(
         "--method",
@@ -88,16 +122,24 @@ recipe_options = _all(
     click.option(
         "--rank",
         type=click.IntRange(1),
+        metavar="N",
         default=3,
         show_default=True,
         help="Most directions that svd, som, cone and category may remove together.",
     ),
     click.option(
+        "--induce",
+        is_flag=True,
+        help="Add the direction behind its layer, at its own length times --strength, instead of "
+        "removing it: the behaviour is strengthened.",
+    ),
+    click.option(
         "--strength",
-        type=FiniteRange(),
+        type=Finite(),
+        metavar="NUMBER",
         default=1.0,
         show_default=True,
-        help="1 removes the direction, 0 leaves it, 2 reflects it.",
+        help="How much is removed: 1 removes the direction, 0 leaves it, 2 reflects it.",
     ),
     click.option(
         "--strengths",
@@ -110,15 +152,10 @@ recipe_options = _all(
     click.option(
         "--budget",
         type=click.IntRange(1),
+        metavar="N",
         default=14,
         show_default=True,
-        help="Gradients for the first point of the fit.",
-    ),
-    click.option(
-        "--induce",
-        is_flag=True,
-        help="Add the direction behind its layer, at its own length times --strength, instead of "
-        "removing it: the behaviour is strengthened.",
+        help="With fitted strengths: gradients for the first point of the fit.",
     ),
     click.option(
         "--layers",
@@ -140,66 +177,67 @@ recipe_options = _all(
         "untie",
         flag_value=False,
         default=True,
-        help="Let the edit of a tied embedding change the output head too.",
-    ),
-    click.option("--system", help="System prompt put before every instruction."),
-    click.option(
-        "--response-prefix",
-        metavar="TEXT",
-        help="Put behind every prompt, as in '<think></think>'; what follows is judged.  "
-        "[default: what all replies begin with]",
-    ),
-    click.option("--seed", type=SEED, default=0, show_default=True, help="Of splits and control."),
-    click.option(
-        "--dtype",
-        type=click.Choice(["float32", "bfloat16", "float16"]),
-        help="While measuring; the edit uses the checkpoint's own.",
-    ),
-    click.option(
-        "--load-in",
-        type=click.Choice(["4bit", "8bit"]),
-        help="Quantise while measuring, where the model does not fit otherwise; the edit uses the "
-        "checkpoint's own weights.",
+        help="Where embedding and output head are one matrix: edit both.  [default: the embedding "
+        "alone, and the head becomes a matrix of its own]",
     ),
     click.option(
         "--rounding",
         type=click.Choice(["nearest", "cancelling"]),
         default="nearest",
         show_default=True,
-        help="Of edited weights; cancelling leaves less of the direction in 16 bits.",
+        help="How edited weights are rounded: to the nearest, or so that what rounding leaves of "
+        "the direction cancels, for 16 bits.",
     ),
     click.option(
         "--delta-profile",
         type=click.Choice(["auto", "portable", "complete"]),
         default="auto",
         show_default=True,
-        help="Where the delta must load: portable is for vLLM, SGLang and llama.cpp too.",
+        help="Where the delta must load: complete, in transformers and PEFT; portable, linear "
+        "layers alone, in vLLM, SGLang and llama.cpp too; auto, portable where that is the whole "
+        "edit.",
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(["float32", "bfloat16", "float16"]),
+        help="Numbers to measure in; the edit keeps the checkpoint's.  [default: the checkpoint's]",
+    ),
+    click.option(
+        "--load-in",
+        type=click.Choice(["4bit", "8bit"]),
+        help="Quantise while measuring, where the model does not fit otherwise; the edit is of the "
+        "checkpoint's own weights. Needs `pip install abl-hub[bitsandbytes]`.  [default: no]",
     ),
     click.option(
         "--max-new-tokens",
         type=click.IntRange(1),
+        metavar="N",
         default=64,
         show_default=True,
-        help="Length of the replies that are judged.",
+        help="Most tokens of a reply that is judged.",
     ),
     click.option(
         "--marker",
         "markers",
         type=Text(),
         multiple=True,
-        help="An opening that shows the behaviour; may be repeated.  [default: refusal phrases]",
+        metavar="TEXT",
+        help="What a reply that shows the behaviour opens with; may be repeated.  "
+        "[default: refusal phrases]",
     ),
     click.option(
         "--judge",
         "judges",
         multiple=True,
         metavar="JUDGE",
-        help="Ask this judge too: first-token, classifier:ORG/MODEL[@REV]#LABEL, or one that an "
-        "installed package offers; may be repeated.",
+        help="Ask this judge too, besides the markers: first-token, "
+        "classifier:ORG/MODEL[@REVISION]#LABEL, or one that an installed package offers; may be "
+        "repeated.",
     ),
     click.option(
         "--random-draws",
         type=click.IntRange(1),
+        metavar="N",
         default=3,
         show_default=True,
         help="Random directions in the control.",
@@ -219,9 +257,10 @@ tasks_options = _all(
     click.option(
         "--test-set-limit",
         type=click.IntRange(1),
+        metavar="N",
         default=200,
         show_default=True,
-        help="Most prompts of each.",
+        help="Most prompts of each test set.",
     ),
     click.option(
         "--tasks",
@@ -234,7 +273,12 @@ tasks_options = _all(
         type=click.Path(exists=True, file_okay=False),
         help="Folder of your own tasks for lm-eval, as YAML; Python that they name is run.",
     ),
-    click.option("--tasks-limit", type=click.IntRange(1), help="Only the first questions of each."),
+    click.option(
+        "--tasks-limit",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Only the first N questions of each task.  [default: all]",
+    ),
     click.option(
         "--tasks-chat-template",
         is_flag=True,
@@ -243,22 +287,31 @@ tasks_options = _all(
 )
 
 trust_option = click.option(
-    "--trust-remote-code", is_flag=True, help="Run code from the model's repository."
+    "--trust-remote-code", is_flag=True, help="Run Python that lies in the model's repository."
 )
 
 runtime_options = _all(
     click.option(
-        "--device", default="cpu", show_default=True, help='A torch device, or "auto" to spread.'
+        "--device",
+        metavar="NAME",
+        default="cpu",
+        show_default=True,
+        help="A torch device, as cuda, or auto to spread the model over all there are.",
     ),
     click.option(
-        "--rows", type=click.IntRange(1), default=32, show_default=True, help="Prompts a batch."
+        "--rows",
+        type=click.IntRange(1),
+        metavar="N",
+        default=32,
+        show_default=True,
+        help="Prompts a batch.",
     ),
     click.option(
         "--memory",
         type=FiniteRange(0),
         metavar="GB",
-        help="What a loaded model may take; a larger one is edited and checked on its files alone. "
-        " [default: what is free]",
+        help="Memory that a loaded model may take; the edit of a larger one is checked on its "
+        "files alone.  [default: what is free]",
     ),
     trust_option,
 )
@@ -267,9 +320,11 @@ hub_options = _all(
     click.option(
         "--cache-dir",
         type=click.Path(file_okay=False, path_type=Path),
-        help="Of the Hub client.  [default: its own]",
+        help="Where the Hub client keeps downloads.  [default: its own, or HF_HUB_CACHE]",
     ),
-    click.option("--token", help="Hub token.  [default: HF_TOKEN, or the stored login]"),
+    click.option(
+        "--token", metavar="TEXT", help="Hub token.  [default: HF_TOKEN, or the stored login]"
+    ),
 )
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an earlier output.")

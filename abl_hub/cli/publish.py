@@ -11,27 +11,49 @@ from click.core import ParameterSource
 
 from abl_hub.cli.options import hub_options, runtime_of, trust_option
 from abl_hub.cli.output import Output
+from abl_hub.cli.sections import Sectioned
 
 if TYPE_CHECKING:
     from abl_hub.stages.target import Target
 
 _OPTIONS = (
-    click.option("--namespace", help="User or organisation to publish under.  [default: yours]"),
-    click.option("--merged-repo", help="Name of the merged model's repository."),
-    click.option("--delta-repo", help="Name of the delta's repository."),
-    click.option("--direction-repo", help="Name of the direction's repository."),
-    click.option("--space-repo", help="Name of the Space's repository."),
+    click.option(
+        "--namespace",
+        metavar="NAME",
+        help="User or organisation to publish under.  [default: yours]",
+    ),
+    click.option(
+        "--merged-repo",
+        metavar="NAME",
+        help="Name of the merged model's repository.  [default: <model>-abliterated, or -induced]",
+    ),
+    click.option(
+        "--delta-repo",
+        metavar="NAME",
+        help="Name of the delta's repository.  [default: <model>-abliterated-delta]",
+    ),
+    click.option(
+        "--direction-repo",
+        metavar="NAME",
+        help="Name of the direction's repository.  [default: <model>-abliterated-direction]",
+    ),
+    click.option(
+        "--space-repo",
+        metavar="NAME",
+        help="Name of the Space's repository.  [default: <model>-abliterated-compare]",
+    ),
     click.option(
         "--only",
         multiple=True,
         type=click.Choice(["merged", "delta", "direction", "space"]),
-        help="Publish only this; may be repeated. A direction becomes a data set.",
+        help="Publish only this; may be repeated. A direction becomes a data set.  "
+        "[default: merged, delta and space]",
     ),
-    click.option("--public", is_flag=True, help="Publish publicly instead of privately."),
+    click.option("--public", is_flag=True, help="Publish publicly.  [default: privately]"),
     click.option(
         "--gated",
         type=click.Choice(["auto", "manual"]),
-        help="Ask readers to request access.",
+        help="Make readers request access: granted at once, or by you.  [default: not gated]",
     ),
     click.option(
         "--gate-prompt",
@@ -41,7 +63,7 @@ _OPTIONS = (
     click.option(
         "--collection",
         metavar="TITLE",
-        help="Tie base, merged, delta and Space together in this collection.",
+        help="Tie base, merged, delta and Space together in the collection of that title.",
     ),
     click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing."),
     click.option(
@@ -75,9 +97,9 @@ def target_of(options: dict[str, Any], *, published: bool = True) -> Target:
     return target
 
 
-@click.command()
+@click.command(cls=Sectioned)
 @click.argument("out", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@publish_options
+@click.option("--dry-run", is_flag=True, help="Say what would be pushed, and do nothing.")
 @click.option(
     "--stream",
     is_flag=True,
@@ -85,7 +107,7 @@ def target_of(options: dict[str, Any], *, published: bool = True) -> Target:
     "one by one, edited, uploaded and deleted, wherever OUT has no merged model. The delta is "
     "then loaded back without the base.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be pushed.")
+@publish_options
 @trust_option
 @hub_options
 @click.pass_obj

@@ -32,13 +32,14 @@ def _doses(value: str | None) -> tuple[float, ...]:
     metavar="STRENGTHS",
     callback=lambda _ctx, _param, value: _doses(value),
     help="Also try the edit at these strengths, as in 0,0.5,1,1.5; takes replies to validation "
-    "prompts at each.",
+    "prompts at each.  [default: none]",
 )
 @click.option(
     "--seeds",
     type=click.IntRange(min=0),
     default=0,
     metavar="N",
+    show_default=True,
     help="Also make the direction again from N other splits of the prompts.",
 )
 @runtime_options
@@ -77,7 +78,13 @@ def report(output: Output, /, out: Path) -> None:
 
 @click.command()
 @_folder
-@click.option("--suffix", type=Text(), required=True, help="Text that is put after every prompt.")
+@click.option(
+    "--suffix",
+    type=Text(),
+    metavar="TEXT",
+    required=True,
+    help="Text that is put after every prompt.",
+)
 @runtime_options
 @hub_options
 @click.pass_obj

@@ -15,7 +15,9 @@ from abl_hub.cli.output import Output
 
 @click.command()
 @click.argument("target", metavar="OUT|USER/REPO")
-@click.option("--base", help="Hub id or folder of the base.  [default: as in the record]")
+@click.option(
+    "--base", metavar="SOURCE", help="Hub id or folder of the base.  [default: as in the record]"
+)
 @click.option("--write-only", is_flag=True, help="Write OUT/space and do not open it.")
 @click.pass_obj
 def space(output: Output, /, target: str, base: str | None, write_only: bool) -> None:

@@ -20,11 +20,12 @@ from abl_hub.cli.options import (
     tasks_options,
 )
 from abl_hub.cli.output import Output
+from abl_hub.cli.sections import Sectioned
 
 _folder = click.argument("out", type=click.Path(exists=True, file_okay=False, path_type=Path))
 
 
-@click.command()
+@click.command(cls=Sectioned)
 @click.argument("source")
 @click.option(
     "-o",
@@ -102,7 +103,7 @@ def apply(output: Output, /, out: Path, invert: bool, **options: Any) -> None:
     show_forms(output, run(out, runtime_of(output, options)), out)
 
 
-@click.command()
+@click.command(cls=Sectioned)
 @_folder
 @keep_option
 @tasks_options
@@ -110,7 +111,7 @@ def apply(output: Output, /, out: Path, invert: bool, **options: Any) -> None:
 @hub_options
 @click.pass_obj
 def evaluate(output: Output, /, out: Path, keep_completions: bool, **options: Any) -> None:
-    """Measure what the edit in OUT did on held-out prompts, against a random direction.
+    """Measure what the edit in OUT did on held-out prompts, against random directions.
 
     \b
     abl-hub evaluate out

@@ -7,12 +7,11 @@ from typing import Any
 
 import click
 
-SEED = click.IntRange(-(2**63), 2**63 - 1)
-"""What every generator of random numbers takes."""
 
-
-class FiniteRange(click.FloatRange):
+class Finite(click.types.FloatParamType):
     """A number that is neither NaN nor infinite."""
+
+    name = "number"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -20,6 +19,30 @@ class FiniteRange(click.FloatRange):
         number = float(super().convert(value, param, ctx))
         if not math.isfinite(number):
             self.fail(f"{value} is no finite number", param, ctx)
+        return number
+
+
+class FiniteRange(click.FloatRange):
+    """A finite number within bounds."""
+
+    name = "number"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number", param, ctx)
+        return number
+
+
+class Seed(click.types.IntParamType):
+    """What every generator of random numbers takes."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        number = int(super().convert(value, param, ctx))
+        if not -(2**63) <= number < 2**63:
+            self.fail(f"{value} does not fit into 64 bits", param, ctx)
         return number
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -23,6 +24,26 @@ def test_every_command_has_help(command: str) -> None:
     result = CliRunner().invoke(abl_hub, [command, "--help"])
     assert result.exit_code == 0, result.output
     assert "Usage: abl-hub" in result.output
+
+
+def test_help_has_headings_and_sane_bounds() -> None:
+    text = CliRunner().invoke(abl_hub, ["convert", "--help"], terminal_width=100).output
+    titles = [line for line in text.splitlines() if line.endswith(":") and line[0] != " "]
+    assert titles == [
+        "Options:",
+        "Publishing:",
+        "On Hugging Face Jobs:",
+        "Model and prompts:",
+        "Direction:",
+        "Edit:",
+        "Measuring:",
+        "Machine and Hub:",
+    ]
+    for option in convert.params:
+        if isinstance(option, click.Option):
+            assert max(option.opts, key=len) in text
+    assert "None" not in text
+    assert "922337" not in text
 
 
 def test_help_needs_no_torch() -> None:
@@ -82,7 +103,7 @@ def test_the_config_is_written_like_the_command_line(
         (["--memory", "nan"], "no finite number"),
         (["--strength", "inf"], "no finite number"),
         (["--strength", "nan"], "no finite number"),
-        (["--seed", str(2**64)], "is not in the range"),
+        (["--seed", str(2**64)], "does not fit into 64 bits"),
         (["--marker", " "], "it is empty"),
         (["--behaviour", ""], "it is empty"),
         (["--public"], "--public needs --push"),

@@ -33,6 +33,7 @@ _METHODS = (
     "rdo",
     "cone",
     "category",
+    "harm",
 )
 
 
@@ -231,7 +232,8 @@ recipe_options = _all(
         multiple=True,
         metavar="JUDGE",
         help="Ask this judge too, besides the markers: first-token, "
-        "classifier:ORG/MODEL[@REVISION]#LABEL, or one that an installed package offers; may be "
+        "classifier:ORG/MODEL[@REVISION]#LABEL, a guard that writes its verdict, "
+        "guard:ORG/MODEL[@REVISION]#WORD, or one that an installed package offers; may be "
         "repeated.",
     ),
     click.option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,8 @@ def report(output: Output, /, out: Path) -> None:
 @hub_options
 @click.pass_obj
 def probe(output: Output, /, out: Path, suffix: str, **options: Any) -> None:
-    """Show what a suffix does to the direction of OUT, by layer and by attention head.
+    """Show what a suffix does to the direction of OUT, by layer and by attention head, and how well
+    the behaviour is still told from activations.
 
     \b
     abl-hub probe out --suffix "in one word"
@@ -98,13 +100,25 @@ def probe(output: Output, /, out: Path, suffix: str, **options: Any) -> None:
 
     found = run(out, suffix, runtime_of(output, options))
     names = [row.name for row in found.rows]
+    detectors = [[one.detector for one in side] for side in found.detection]
     output.table(
-        ["projection at layer", *names],
+        ["projection at layer", *names, "AUC", "with suffix", "accuracy", "with suffix"],
         [
-            [str(layer), *(f"{row.projections[layer]:.3f}" for row in found.rows)]
+            [
+                str(layer),
+                *(f"{row.projections[layer]:.3f}" for row in found.rows),
+                *(f"{side[layer].auc.value:.3f}" for side in detectors),
+                *(f"{side[layer].accuracy.value:.2f}" for side in detectors),
+            ]
             for layer in range(len(found.rows[0].projections))
         ]
-        + [["log-odds of the behaviour", *(f"{row.log_odds:.2f}" for row in found.rows)]],
+        + [
+            [
+                "log-odds of the behaviour",
+                *(f"{row.log_odds:.2f}" for row in found.rows),
+                *[""] * 4,
+            ]
+        ],
     )
     output.table(
         ["writes along the direction", "without", "with suffix"],
@@ -121,6 +135,7 @@ def probe(output: Output, /, out: Path, suffix: str, **options: Any) -> None:
                     "writes": row.writes,
                 }
                 for row in found.rows
-            ]
+            ],
+            "detection": [[asdict(one) for one in side] for side in found.detection],
         },
     )

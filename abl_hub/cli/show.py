@@ -88,6 +88,13 @@ def show_analysis(output: Output, record: Record) -> None:
     base, edited, *several = (f"{value:.1f}" for value in analysis.residual)
     more = f"; without 2, 3 … singular directions: {', '.join(several)}" if several else ""
     output.line(f"Log-odds of the behaviour: {base}; {edited} without what is edited{more}")
+    if analysis.spread:
+        output.line("No one direction is enough, several are: the behaviour is spread")
+    elif analysis.residual[1] > 0 and analysis.alone is not None and analysis.alone <= 0:
+        output.line(
+            "What is edited is not enough; the difference in means of another layer or position "
+            f"is (log-odds {analysis.alone:.1f}): the behaviour is not spread"
+        )
     harm = analysis.harm
     output.line(
         f"Recognising against acting: cosine {harm.cosine:.2f}; log-odds {harm.base:.1f}, "

@@ -18,7 +18,7 @@ from abl_hub.model.batches import equal_length_batches
 from abl_hub.model.chat import ChatModel
 from abl_hub.model.stream import reading
 
-_MOST_SAMPLES = 256
+MOST_SAMPLES = 256
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,7 +79,7 @@ def activations(
 
     Of at most 256 prompts: (prompts, layers, positions, width), float32, on the CPU.
     """
-    chosen = prompts[:_MOST_SAMPLES]
+    chosen = prompts[:MOST_SAMPLES]
     kept_positions = positions or len(chat.post_instruction_tokens)
     kept = torch.empty(len(chosen), len(chat.layers), kept_positions, chat.width)
     where: list[int] = []

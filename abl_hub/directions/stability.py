@@ -27,6 +27,7 @@ _MEANS: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "difference": mean_difference,
     "projected": projected_mean_difference,
     "winsorized": winsorized_mean_difference,
+    "harm": projected_mean_difference,
 }
 
 
@@ -35,7 +36,7 @@ class Kind:
     """What is made again.
 
     Args:
-        method: "difference", "projected" or "winsorized".
+        method: "difference", "projected", "winsorized" or "harm".
         position: counted from the prompt's end, -1 is its last token.
         edited: whether that is how the edited direction was made.
     """

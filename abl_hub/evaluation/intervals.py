@@ -49,15 +49,15 @@ def mean(values: Sequence[float]) -> Estimate:
     """A mean with Student's interval, from the spread between observations.
 
     One observation has no spread: its interval, 9.68 times its size to either side, says that next
-    to nothing is known.
+    to nothing is known. Several that are all the same have none either, and say no more.
     """
     count = len(values)
     if count == 0:
         raise ValueError("the mean of nothing")
     centre = math.fsum(values) / count
-    if count == 1:
+    if min(values) == max(values):
         half = _OF_ONE * abs(centre)
-        return Estimate(value=centre, low=centre - half, high=centre + half, count=1)
+        return Estimate(value=centre, low=centre - half, high=centre + half, count=count)
     variance = math.fsum((value - centre) ** 2 for value in values) / (count - 1)
     half = float(stdtrit(count - 1, 0.975)) * math.sqrt(variance / count)
     return Estimate(value=centre, low=centre - half, high=centre + half, count=count)

@@ -44,8 +44,8 @@ class Recipe:
         delta_profile: "auto", "portable" or "complete".
         max_new_tokens: length of the replies that are judged.
         markers: openings that show the behaviour; None takes those of refusals.
-        judges: asked besides the markers: "first-token", "classifier:ORG/MODEL[@REV]#LABEL", or
-            the name of one that another package offers.
+        judges: asked besides the markers: "first-token", "classifier:ORG/MODEL[@REV]#LABEL",
+            "guard:ORG/MODEL[@REV]#WORD", or the name of one that another package offers.
         random_draws: random directions in the control.
         system: system prompt put before every instruction.
         response_prefix: text put behind every prompt, so that what follows it is judged; None

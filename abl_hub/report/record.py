@@ -284,9 +284,13 @@ class AnalysisRecord:
     """Log-odds of the behaviour with nothing removed, without what is edited (at strength 1, from
     all writers), and without 2, 3 … singular directions at the prompt's last token."""
     spread: bool
-    """The behaviour outlives the removal of what is edited, but not that of several directions."""
+    """The behaviour outlives the removal of any one direction that was tried, what is edited and
+    those of `alone`, but not that of several directions."""
     harm: HarmAndExecution
     dose: tuple[Dose, ...] = ()
+    alone: float | None = None
+    """The least log-odds of the behaviour without one layer's projected difference in means at the
+    prompt's last token, below 0.8 of the depth."""
     seeds: Seeds | None = None
     """None where it was not asked for, or of fewer than 4 training prompts a side."""
 

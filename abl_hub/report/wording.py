@@ -50,6 +50,12 @@ METHODS: Mapping[str, str] = {
     "leace": "affine erasure (LEACE)",
     "svd": "leading singular directions of paired differences",
     "som": "directions from a self-organising map",
+    "caa": "mean difference of paired completions",
+    "rdo": "direction refined by gradient (RDO)",
+    "cone": "concept cone refined by gradient",
+    "category": "subspace of the categories' own directions",
+    "harm": "difference in means at the instruction's own last token, without its part along the "
+    "mean of the other prompts",
 }
 
 PROFILES: Mapping[str, str] = {

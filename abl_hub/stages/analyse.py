@@ -21,7 +21,7 @@ from abl_hub.directions.geometry import LayerGeometry, cosines, separation
 from abl_hub.directions.methods.difference import mean_difference
 from abl_hub.directions.methods.projected import projected_mean_difference, without
 from abl_hub.directions.methods.svd import spectrum, subspace
-from abl_hub.directions.selection import log_odds
+from abl_hub.directions.selection import allowed_layers, log_odds
 from abl_hub.directions.stability import FEWEST, Kind, Seeds, across_seeds, stability
 from abl_hub.edits.edit import Gains, remove
 from abl_hub.edits.hooks import prepared
@@ -150,7 +150,7 @@ def _described(
     )
     return AnalysisRecord(
         separation=_separation(direction, test),
-        detection=_detection(train, test),
+        detection=detection(train, test),
         stability=stability(
             train.positive[:, :, kind.position],
             train.negative[:, :, kind.position],
@@ -193,7 +193,8 @@ def _separation(direction: Direction, test: Samples) -> Separation:
     )
 
 
-def _detection(train: Samples, test: Samples) -> tuple[Detection, ...]:
+def detection(train: Samples, test: Samples) -> tuple[Detection, ...]:
+    """Each layer's difference in means of `train` at the last token as a detector, on `test`."""
     found = []
     for layer in range(train.positive.shape[1]):
         seen = (train.positive[:, layer, -1].double(), train.negative[:, layer, -1].double())
@@ -241,13 +242,16 @@ def _probed(
             for count in range(2, most + 1)
         ),
     )
+    alone = min(score(one[None]) for one in _alone(train, allowed_layers(len(chat.layers))))
     harm = Kind.of(direction).make(train.positive[:, layer, 0], train.negative[:, layer, 0])
     cosine = float(harm @ direction.vector / harm.norm().clamp_min(1e-300))
     return replace(
         analysis,
         residual=residual,
-        # Log-odds of 0: as likely as not.
-        spread=residual[1] > 0 and min(residual[1:]) <= 0,
+        alone=alone,
+        # Log-odds of 0: as likely as not. Where another direction alone would do, the run has
+        # failed; the model is not hardened.
+        spread=min(residual[1], alone) > 0 >= min(residual[2:], default=math.inf),
         harm=HarmAndExecution(
             layer=layer,
             cosine=cosine,
@@ -256,6 +260,17 @@ def _probed(
             without_execution=residual[1],
         ),
     )
+
+
+def _alone(train: Samples, layers: int) -> list[torch.Tensor]:
+    """The projected difference in means at the prompt's last token, of each of the first `layers`;
+    unit length."""
+    found = []
+    for layer in range(layers):
+        one, other = train.positive[:, layer, -1], train.negative[:, layer, -1]
+        vector = projected_mean_difference(one, other)
+        found.append(vector / vector.norm().clamp_min(1e-300))
+    return found
 
 
 def _across_seeds(

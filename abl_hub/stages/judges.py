@@ -1,4 +1,5 @@
-"""The judges and the protocol that a recipe names, made ready; classifiers come from the Hub."""
+"""The judges and the protocol that a recipe names, made ready; classifiers and guards come from
+the Hub."""
 
 from __future__ import annotations
 
@@ -9,13 +10,17 @@ from abl_hub.evaluation.arms import Protocol
 from abl_hub.evaluation.judges import Judge, installed, offered
 from abl_hub.evaluation.judges.classifier import Classifier, check_class
 from abl_hub.evaluation.judges.first_token import FirstToken
+from abl_hub.evaluation.judges.guard import Guard
 from abl_hub.evaluation.refusals import REFUSAL_MARKERS
 from abl_hub.hub.source import plan_source, resolve_source
 from abl_hub.report.recipe import Recipe
 from abl_hub.stages.runtime import Runtime
 
 _FIRST_TOKEN = "first-token"
-_CLASSIFIER = re.compile(r"classifier:(?P<name>[^@#]+)(@(?P<revision>[^#]+))?#(?P<label>.+)")
+_KINDS = ("classifier:", "guard:")
+_MODEL = re.compile(
+    r"(?P<kind>classifier|guard):(?P<name>[^@#]+)(@(?P<revision>[^#]+))?#(?P<label>.+)"
+)
 
 
 def protocol_of(recipe: Recipe, runtime: Runtime) -> Protocol:
@@ -38,14 +43,14 @@ def judges_of(recipe: Recipe, behaviour_ids: tuple[int, ...], runtime: Runtime) 
 
 
 def check_judges(recipe: Recipe, runtime: Runtime) -> None:
-    """Refuse what `judges_of` would; of a classifier, only the configuration is fetched.
+    """Refuse what `judges_of` would; of a model, only the configuration is fetched.
 
     Raises:
         EvaluationError, SourceError, HubError: as `judges_of`.
     """
     for spec in recipe.judges:
-        if spec.startswith("classifier:"):
-            name, revision, label = _classifier(spec)
+        if spec.startswith(_KINDS):
+            kind, name, revision, label = _model(spec)
             plan = plan_source(
                 name,
                 revision=revision,
@@ -53,7 +58,8 @@ def check_judges(recipe: Recipe, runtime: Runtime) -> None:
                 endpoint=runtime.endpoint,
                 cache_dir=runtime.cache_dir,
             )
-            check_class(plan.config_folder, label, name=name)
+            if kind == "classifier":
+                check_class(plan.config_folder, label, name=name)
         elif spec != _FIRST_TOKEN:
             offered(spec)
 
@@ -61,9 +67,9 @@ def check_judges(recipe: Recipe, runtime: Runtime) -> None:
 def _judge(spec: str, behaviour_ids: tuple[int, ...], runtime: Runtime) -> Judge:
     if spec == _FIRST_TOKEN:
         return FirstToken(tokens=behaviour_ids)
-    if not spec.startswith("classifier:"):
+    if not spec.startswith(_KINDS):
         return installed(spec)
-    name, revision, label = _classifier(spec)
+    kind, name, revision, label = _model(spec)
     source = resolve_source(
         name,
         revision=revision,
@@ -72,16 +78,21 @@ def _judge(spec: str, behaviour_ids: tuple[int, ...], runtime: Runtime) -> Judge
         cache_dir=runtime.cache_dir,
         progress=runtime.progress,
     )
-    return Classifier(source.folder, label, name=f"{source.repo or source.folder.name}#{label}")
+    shown = f"{source.repo or source.folder.name}#{label}"
+    if kind == "guard":
+        device = "cpu" if runtime.device == "auto" else runtime.device
+        return Guard(source.folder, label, name=shown, device=device)
+    return Classifier(source.folder, label, name=shown)
 
 
-def _classifier(spec: str) -> tuple[str, str | None, str]:
-    """Name, revision and label."""
-    found = _CLASSIFIER.fullmatch(spec)
+def _model(spec: str) -> tuple[str, str, str | None, str]:
+    """Kind, name, revision and label."""
+    found = _MODEL.fullmatch(spec)
     if found is None:
+        kind = spec.partition(":")[0]
+        means = "class that shows the behaviour" if kind == "classifier" else "word of its verdict"
         raise EvaluationError(
-            f"{spec!r} names no classifier",
-            next_step="Write classifier:ORG/MODEL#LABEL, the label being the class that shows the "
-            "behaviour",
+            f"{spec!r} names no {kind}",
+            next_step=f"Write {kind}:ORG/MODEL#LABEL, the label being the {means}",
         )
-    return found["name"], found["revision"], found["label"]
+    return found["kind"], found["name"], found["revision"], found["label"]

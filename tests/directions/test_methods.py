@@ -14,7 +14,7 @@ from abl_hub.demo.corpus import prompts
 from abl_hub.directions.contrast import SplitSizes, make_contrast
 from abl_hub.directions.evidence import Evidence, Samples
 from abl_hub.directions.means import Means, SideMeans, mean_activations
-from abl_hub.directions.methods import METHODS
+from abl_hub.directions.methods import METHODS, Method, som
 from abl_hub.directions.methods.category import category_directions, cosines
 from abl_hub.directions.methods.svd import spectrum
 from abl_hub.directions.proposal import Proposal
@@ -171,12 +171,12 @@ def test_an_outlier_does_not_decide_the_clipped_difference() -> None:
     assert float(plain.basis[0, 7]) > 0.95
 
 
-@pytest.mark.parametrize("method", ["svd", "som"])
-def test_a_spread_behaviour_is_removed_with_all_its_directions(method: str) -> None:
+@pytest.mark.parametrize("propose", [METHODS["svd"], som.frequented])
+def test_a_spread_behaviour_is_removed_with_all_its_directions(propose: Method) -> None:
     kinds = torch.stack([4 * axis(i) for i in (1, 3, 6)])
     positive = 0.05 * draw(60, 0) + kinds.repeat(20, 1)
     negative = 0.05 * draw(60, 1) + axis(9)
-    found = METHODS[method](made(positive, negative))
+    found = propose(made(positive, negative))
     assert [len(proposal.basis) for proposal in found] == [2, 3]
     basis = found[-1].basis
     assert torch.allclose(basis @ basis.T, torch.eye(3, dtype=torch.float64), atol=1e-9)
@@ -185,6 +185,40 @@ def test_a_spread_behaviour_is_removed_with_all_its_directions(method: str) -> N
     # Zero is the ordinary value in every direction that is removed.
     ordinary = negative.double().mean(0)
     assert float((basis @ ordinary).abs().max()) < 0.05
+
+
+def test_neurons_are_chosen_by_what_their_removal_leaves(
+    evidence: Evidence, validation: Validation, ablate: Ablation
+) -> None:
+    [chosen] = som.searched(evidence)
+    [frequent] = [one for one in som.frequented(evidence) if one.layer == chosen.layer]
+    left = []
+    for proposal in (chosen, frequent):
+        with ablate(proposal):
+            after = next_token_log_probs(evidence.chat, validation.positive)
+        left.append(float(log_odds(after, validation.tokens).mean()))
+    assert left[0] < min(-3, left[1] + 0.5)
+    assert not torch.allclose(chosen.basis, frequent.basis)
+
+
+def test_recognising_is_read_before_the_template_s_tokens(evidence: Evidence) -> None:
+    """The token whose activations depend on the instruction alone, whatever follows it."""
+    found = METHODS["harm"](evidence)
+    chat = evidence.chat
+    assert {one.position for one in found} == {-len(chat.post_instruction_tokens) - 1}
+    means = []
+    for prompts_ in (evidence.contrast.positive.train, evidence.contrast.negative.train):
+        rows = []
+        for prompt in prompts_:
+            tokens = torch.tensor([chat.prompt_tokens(prompt)[: found[0].position + 1]])
+            with torch.inference_mode():
+                states = chat.model(tokens, output_hidden_states=True).hidden_states
+            rows.append(states[4 + 1][0, -1].double())
+        means.append(torch.stack(rows).mean(0))
+    ordinary = means[1] / means[1].norm()
+    vector = means[0] - means[1]
+    vector = vector - (vector @ ordinary) * ordinary
+    assert torch.allclose(found[4].addition, vector, atol=1e-4)
 
 
 def test_the_spectrum_tells_one_direction_from_many() -> None:

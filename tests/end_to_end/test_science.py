@@ -101,6 +101,10 @@ def test_what_is_edited_is_what_is_analysed(demo: Path, tmp_path: Path) -> None:
     for record in (difference, leace):
         # The selection's own score of the edit, on the prompts that it keeps.
         assert record.analysis.residual[1] == pytest.approx(record.selection.chosen.bypass, abs=0.5)
+    # It leaves refusals; not because there were many directions, but because it is a bad one.
+    assert difference.analysis.residual[1] > 0 >= min(difference.analysis.residual[2:])
+    assert difference.analysis.alone < -2
+    assert not difference.analysis.spread
     stability = difference.analysis.stability
     assert (stability.method, stability.position) == ("difference", difference.direction.position)
     assert leace.analysis.stability.method == "projected"
@@ -134,13 +138,20 @@ def test_no_prompt_is_written(extracted: Path) -> None:
 
 def test_a_suffix_that_changes_the_subject_moves_the_projection(extracted: Path) -> None:
     result = run("--format", "json", "probe", extracted, "--suffix", SUFFIX)
-    rows = {row["name"]: row for row in json.loads(result.stdout)["rows"]}
+    document = json.loads(result.stdout)
+    rows = {row["name"]: row for row in document["rows"]}
     layer = load_record(extracted).direction.layer
     shown, moved, other = (
         rows[name]["projections"][layer] for name in ("positive", "positive + suffix", "negative")
     )
     assert shown > moved > other
     assert rows["positive"]["log_odds"] > rows["positive + suffix"]["log_odds"]
+    record = load_record(extracted)
+    plain, suffixed = document["detection"]
+    for ours, again in zip(record.analysis.detection, plain, strict=True):
+        assert again["detector"]["auc"]["value"] == ours.detector.auc.value
+    # Prompts that end otherwise are told apart less surely, by a threshold that knew no suffix.
+    assert suffixed[layer]["detector"]["accuracy"]["value"] < 1.0
     assert SUFFIX not in (extracted / "record.json").read_text()
 
 

@@ -54,6 +54,13 @@ def test_student_s_interval_is_that_of_the_tables() -> None:
     assert (estimate.low, estimate.high) == pytest.approx((low, high))
 
 
+def test_the_same_again_and_again_is_no_certainty() -> None:
+    same = mean([0.3] * 7)
+    assert (same.value, same.count) == (pytest.approx(0.3), 7)
+    assert (same.low, same.high) == pytest.approx((0.3 - 2.904, 0.3 + 2.904))
+    assert mean([0.0] * 7) == Estimate(value=0.0, low=0.0, high=0.0, count=7)
+
+
 def test_one_observation_says_next_to_nothing() -> None:
     assert mean([0.5]) == Estimate(value=0.5, low=0.5 - 4.84, high=0.5 + 4.84, count=1)
     assert mean([-0.5]).low < -5.0 < 4.0 < mean([-0.5]).high

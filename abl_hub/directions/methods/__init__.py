@@ -9,6 +9,7 @@ from abl_hub.directions.methods import (
     caa,
     category,
     difference,
+    harm,
     leace,
     pca,
     projected,
@@ -36,4 +37,5 @@ METHODS: Mapping[str, Method] = {
     "rdo": rdo.propose,
     "cone": rdo.propose_cone,
     "category": category.propose,
+    "harm": harm.propose,
 }

@@ -50,6 +50,7 @@ def offered(name: str) -> EntryPoint:
     """
     points = {point.name: point for point in entry_points(group=GROUP)}
     if name not in points:
-        known = ["first-token", "classifier:ORG/MODEL#LABEL", *sorted(points)]
+        own = ["first-token", "classifier:ORG/MODEL#LABEL", "guard:ORG/MODEL#WORD"]
+        known = [*own, *sorted(points)]
         raise EvaluationError(f"No judge {name!r}", next_step=f"Choose of {', '.join(known)}")
     return points[name]

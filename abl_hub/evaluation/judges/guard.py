@@ -1,0 +1,88 @@
+"""A guard model as a judge: a chat model that is shown prompt and reply and writes its verdict.
+
+Guards such as Llama Guard carry their instructions in their own chat template; what they write
+begins with a word ("safe", "unsafe", "Yes"). Knows a folder with such a model; not where it came
+from, nor what the word means for the behaviour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jinja2 import TemplateError
+from transformers import GenerationConfig
+
+from abl_hub.errors import AblHubError, EvaluationError
+from abl_hub.evaluation.subject import Subject
+from abl_hub.model.batches import equal_length_batches
+from abl_hub.model.chat import load_chat_model
+from abl_hub.model.generate import Reply
+
+_ROWS = 8
+_VERDICT_TOKENS = 8
+
+
+class Guard:
+    """A guard that reads a conversation of two turns, prompt and reply.
+
+    Args:
+        folder: of the model, as safetensors; no code of its repository is run.
+        word: what its verdict begins with where it says yes.
+        name: as it is shown in tables.
+        device: where it runs.
+
+    Raises:
+        EvaluationError: it cannot be loaded, or has no chat template.
+    """
+
+    def __init__(self, folder: Path, word: str, *, name: str, device: str = "cpu") -> None:
+        self.name, self.word = name, word.casefold()
+        try:
+            self.chat = load_chat_model(folder, device=device)
+        except AblHubError as error:
+            raise EvaluationError(
+                f"{name} is no guard that can be asked", why=error.what
+            ) from error
+
+    @torch.inference_mode()
+    def shows(
+        self, subject: Subject, prompts: Sequence[str], replies: Sequence[Reply]
+    ) -> list[bool]:
+        """Whether its greedy verdict on each reply begins with the word, in whatever case."""
+        chat = self.chat
+        padding = chat.tokenizer.pad_token_id
+        config = GenerationConfig(  # type: ignore[no-untyped-call]
+            max_new_tokens=_VERDICT_TOKENS,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=sorted(chat.stop_tokens) or None,
+            pad_token_id=0 if padding is None else padding,
+        )
+        pairs = zip(prompts, replies, strict=True)
+        sequences = [self._tokens(prompt, reply.text) for prompt, reply in pairs]
+        found = [False] * len(sequences)
+        for batch in equal_length_batches(sequences, rows=_ROWS, device=chat.device):
+            output = chat.model.generate(
+                input_ids=batch.tokens,
+                attention_mask=torch.ones_like(batch.tokens),
+                generation_config=config,
+            )
+            for index, row in zip(batch.indices, output[:, batch.tokens.shape[1] :], strict=True):
+                verdict = chat.text(row.tolist()).strip().casefold()
+                found[index] = verdict.startswith(self.word)
+        return found
+
+    def _tokens(self, prompt: str, reply: str) -> list[int]:
+        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}]
+        try:
+            text = self.chat.tokenizer.apply_chat_template(
+                turns, add_generation_prompt=True, tokenize=False
+            )
+        except TemplateError as error:
+            raise EvaluationError(
+                f"{self.name} cannot be shown a reply", why=f"its chat template: {error}"
+            ) from error
+        tokens: list[int] = self.chat.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return tokens

@@ -50,6 +50,7 @@ def compare_forms(
     runtime: Runtime,
     *,
     whole: bool,
+    narrow: bool,
 ) -> tuple[AgreementRecord, ...]:
     """Base, hooks, each delta and merged on real prompts, one model at a time.
 
@@ -63,6 +64,7 @@ def compare_forms(
         deltas: folders of adapters; there is a record of each, or one of no delta. Those that store
             biases whole come first.
         whole: the edit removes them at strength 1 everywhere.
+        narrow: weights or computation are in 16 bits.
 
     Raises:
         EditError: `whole`, and more than rounding is left along them.
@@ -106,7 +108,9 @@ def compare_forms(
             chat = load(out / MERGED)
             merged, left = next_token_logits(chat, prompts), left_along(chat)
         advance(1)
-    limit = residual_limit(dtype)
+    # Of weights that are stored in 16 bits, as much is left as their rounding leaves, in whatever
+    # format they are measured.
+    limit = residual_limit(torch.bfloat16 if narrow else dtype)
     if whole and left is not None and left > limit:
         raise EditError(
             "The edited model fails its own check",

@@ -70,6 +70,8 @@ def apply(out: Path, runtime: Runtime, *, merged: bool = True) -> Record:
     for form in (MERGED, DELTA):
         shutil.rmtree(out / form, ignore_errors=True)
     unloaded = why_not_loaded(blueprint, recipe, runtime)
+    wide = torch.float32, torch.float64
+    narrow = blueprint.dtype not in wide or recipe.dtype not in (None, "float32")
     try:
         with _scratch(out) as scratch:
             written = _write(
@@ -94,6 +96,7 @@ def apply(out: Path, runtime: Runtime, *, merged: bool = True) -> Record:
                     record,
                     runtime,
                     whole=all(strength == 1.0 for strength in edit.strengths),
+                    narrow=narrow,
                 )
             else:
                 runtime.progress.note(f"{unloaded}: the written weights are checked instead.")
@@ -109,8 +112,7 @@ def apply(out: Path, runtime: Runtime, *, merged: bool = True) -> Record:
             and not written.files.plan.changes_head
             and getattr(blueprint.config, "quantization_config", None) is None,
             delta_is_whole=delta is not None and delta.faithful,
-            narrow=blueprint.dtype not in (torch.float32, torch.float64)
-            or recipe.dtype not in (None, "float32"),
+            narrow=narrow,
         )
     except EditError:
         for form in (MERGED, DELTA):

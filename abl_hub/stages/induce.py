@@ -178,6 +178,8 @@ def _agreement(
     if unloaded is not None:
         runtime.progress.note(f"{unloaded}: the forms are not compared.")
         return AgreementRecord(prompts=0)
+    wide = torch.float32, torch.float64
+    narrow = blueprint.dtype not in wide or record.recipe.dtype not in (None, "float32")
     [agreement] = compare_forms(
         partial(added, edit),
         None,
@@ -188,12 +190,12 @@ def _agreement(
         record,
         runtime,
         whole=True,
+        narrow=narrow,
     )
     refuse_disagreement(
         agreement,
         merged_is_whole=merged,
         delta_is_whole=True,
-        narrow=blueprint.dtype not in (torch.float32, torch.float64)
-        or record.recipe.dtype not in (None, "float32"),
+        narrow=narrow,
     )
     return agreement

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +49,26 @@ DEEPSEEK_V3 = {
 
 def run(*words: object) -> Result:
     return CliRunner().invoke(command, [str(word) for word in words])
+
+
+@pytest.mark.parametrize("way", [[], ["--induce"]])
+def test_weights_in_16_bits_may_be_measured_in_32(
+    way: list[str], demo: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    AutoModelForCausalLM.from_pretrained(demo, dtype=torch.bfloat16).save_pretrained(base)
+    for name in ("chat_template.jinja", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(demo / name, base)
+    positive, negative = write_prompts(prompts(), tmp_path)
+    out = tmp_path / "out"
+    asked = ["--positive", positive, "--negative", negative, *SMALL, "--dtype", "float32", *way]
+    for words in (["extract", base, "-o", out, "--method", "projected", *asked], ["apply", out]):
+        result = run(*words)
+        assert result.exit_code == 0, result.output
+    agreement = load_record(out).agreement
+    # What is left is what storing the weights in 16 bits leaves, whatever it is measured in.
+    assert way or 1e-5 < agreement.residual < 2e-3
+    assert 1e-3 < agreement.hooks_merged < 0.1 * agreement.base_hooks
 
 
 def test_only_the_writers_that_are_asked_for(demo: Path, tmp_path: Path) -> None:

@@ -273,7 +273,7 @@ def _evaluation_lines(output: Output, evaluation: Evaluation) -> None:
         _system_lines(output, evaluation.system_arms)
     if evaluation.test_sets:
         output.table(
-            ["test set", "kind", "prompts", "base", "edited", "non-answers"],
+            ["test set", "kind", "prompts", "base", "edited", "McNemar", "non-answers"],
             [
                 [
                     one.name,
@@ -281,6 +281,7 @@ def _evaluation_lines(output: Output, evaluation: Evaluation) -> None:
                     str(one.count),
                     _rate(one.base.refused),
                     _rate(one.edited.refused),
+                    "" if one.paired is None else _probability(one.paired.p),
                     _rate(one.edited.non_answers),
                 ]
                 for one in evaluation.test_sets

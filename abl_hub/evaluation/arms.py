@@ -122,6 +122,7 @@ class SetRates:
         digest: SHA-256 over all its prompts.
         count: prompts asked, drawn with the recipe's seed where there are more.
         shared: prompts left out because the direction was found or chosen on them.
+        paired: exact test of base against edited, on the same prompts.
     """
 
     name: str
@@ -132,6 +133,7 @@ class SetRates:
     shared: int
     base: Rates
     edited: Rates
+    paired: Paired | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -143,16 +143,18 @@ def evaluate_sets(
     protocol: Protocol | None = None,
     keep: Keep | None = None,
     progress: Progress = SILENT,
-) -> dict[str, tuple[Rates, Rates]]:
-    """Rates of base and edited on every one of `questions.sets`."""
+) -> dict[str, tuple[Rates, Rates, Paired]]:
+    """Rates of base and edited on every one of `questions.sets`, and their exact paired test."""
     with progress.stage("Evaluating on test sets", 2 * len(questions.sets)) as advance:
         bench = _Bench(questions, base, protocol or Protocol(), (), keep)
-        found: dict[str, tuple[Rates, Rates]] = {}
+        found: dict[str, tuple[Rates, Rates, Paired]] = {}
         for name in questions.sets:
             before = bench.rates("base", name, base)
             advance(1)
-            found[name] = (before, bench.rates("edited", name, edited))
+            after = bench.rates("edited", name, edited)
             advance(1)
+            paired = mcnemar(bench.said["base", name], bench.said["edited", name])
+            found[name] = (before, after, paired)
     return found
 
 

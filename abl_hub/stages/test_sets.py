@@ -127,6 +127,7 @@ def measure_sets(
             shared=one.shared,
             base=rates[name][0],
             edited=rates[name][1],
+            paired=rates[name][2],
         )
         for name, one in zip(names, sets, strict=True)
     )

@@ -80,6 +80,11 @@ def test_sets_are_measured_before_and_after(hub: LocalHub, demo: Path, tmp_path:
     assert result.exit_code == 0, result.output
     record = load_record(out)
     over, refused = record.evaluation.test_sets
+    assert over.paired.only_before == over.paired.only_after == 0
+    stopped = refused.paired.only_before - refused.paired.only_after
+    rates = refused.base.refused.value - refused.edited.refused.value
+    assert stopped == round(rates * refused.count) > 0
+    assert refused.paired.p < 0.001
     assert (over.name, over.kind, over.count) == ("xstest", "over-refusal", 25)
     assert over.spec == f"walledai/XSTest@{xstest}:test#prompt?label=safe"
     assert over.base.refused.value < 0.1

@@ -32,5 +32,5 @@ def demo(output: Output, /, out: Path) -> None:
 
     result = run_demo(out, Runtime(progress=output), command=f"abl-hub demo -o {out}")
     show_record(output, result.record, out, result.pushed)
-    output.line(f"The local Hub answered {result.requests} requests")
+    output.line(f"The local Hub answered {result.requests} requests; it and its addresses are gone")
     output.line(f"Chat with it, before and after: abl-hub space {out} --base {result.base}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +15,10 @@ from abl_hub.cli.output import Output
 from abl_hub.directions.stability import Seeds, Stability
 from abl_hub.evaluation.arms import Arm, Evaluation, SystemArms
 from abl_hub.evaluation.intervals import Estimate
-from abl_hub.report.record import AgreementRecord, FormRecord, Record
+from abl_hub.evaluation.paired import Paired
+from abl_hub.report.record import RECORD, AgreementRecord, FormRecord, Record
+from abl_hub.stages.extract import DIRECTION
+from abl_hub.stages.forms import DELTA
 
 if TYPE_CHECKING:
     from abl_hub.hub.publish import Published
@@ -31,21 +36,21 @@ def show_plan(output: Output, plan: Plan) -> None:
 def show_direction(output: Output, record: Record, out: Path) -> None:
     """The selected direction."""
     _direction_lines(output, record)
-    output.line(f"Wrote {out}. Next: abl-hub apply {out}")
+    output.line(f"Wrote {out}. Next: abl-hub apply {shlex.quote(str(out))}")
     output.result(record.direction.digest, _document(record))
 
 
 def show_forms(output: Output, record: Record, out: Path) -> None:
     """The written forms and their agreement."""
     _agreement_lines(output, record)
-    output.line(f"Wrote {out}. Next: abl-hub evaluate {out}")
+    output.line(f"Wrote {out}. Next: abl-hub evaluate {shlex.quote(str(out))}")
     output.result(str(out), _document(record))
 
 
 def show_evaluation(output: Output, record: Record) -> None:
     """The table of deltas and the verdict."""
     if record.evaluation is not None:
-        _evaluation_lines(output, record.evaluation)
+        _evaluation_lines(output, record, record.evaluation)
         output.result(record.evaluation.verdict.label, _document(record))
 
 
@@ -129,19 +134,23 @@ def show_record(output: Output, record: Record, out: Path, pushed: Pushed | None
     _agreement_lines(output, record)
     output.line()
     if record.evaluation is not None:
-        _evaluation_lines(output, record.evaluation)
+        _evaluation_lines(output, record, record.evaluation)
         if record.evaluated_form == "hooks":
             why = "there is no merged form"
             if "merged" not in record.refused:
                 why = "the merged model is not on this disk"
             output.line(f"Evaluated as hooks on the base: {why}")
     output.line()
-    merged = "merged/, " if (out / "merged").is_dir() else ""
-    output.line(f"Wrote {out}: {merged}delta/, direction.safetensors, record.json")
+    names = [f"{name}/" for name in ("merged", "delta", "direction") if (out / name).is_dir()]
+    output.line(f"Wrote {out}: {', '.join([*names, DIRECTION, RECORD])}")
     document = {**_document(record), "out": str(out), "published": []}
     if pushed is not None:
         _pushed_lines(output, pushed)
         document |= _pushed(pushed)
+    else:
+        words = shlex.quote(str(out))
+        chat = "" if DELTA in record.refused else f"abl-hub chat {words}, "
+        output.line(f"Next: {chat}abl-hub report {words}, abl-hub push {words}")
     output.result(str(out), document)
 
 
@@ -159,9 +168,6 @@ def _direction_lines(output: Output, record: Record) -> None:
     )
     if not record.selection.passed:
         output.note("No candidate met all of the paper's thresholds.")
-
-
-"""Nats of KL up to which a delta says the same as the whole edit, but for rounding."""
 
 
 def _agreement_lines(output: Output, record: Record) -> None:
@@ -219,7 +225,9 @@ def _left(agreement: AgreementRecord) -> str:
     return "not loaded, so not measured"
 
 
-def _evaluation_lines(output: Output, evaluation: Evaluation) -> None:
+def _evaluation_lines(output: Output, record: Record, evaluation: Evaluation) -> None:
+    behaviour = record.direction.behaviour
+    counts = (record.positive.counts["test"], record.negative.counts["test"])
     arms = [("base", evaluation.base), ("edited", evaluation.edited)]
     arms += [
         (f"random {number}" if number else "random", arm)
@@ -231,29 +239,39 @@ def _evaluation_lines(output: Output, evaluation: Evaluation) -> None:
         (f"random added {number}" if number else "random added", arm)
         for number, arm in enumerate(evaluation.induced_controls)
     ]
-    rows = [[name, *_cells(arm)] for name, arm in arms]
-    header = ["", "refused", "non-answers", "refused (other)", "KL", "perplexity"]
-    output.table(header, rows)
-    for name, arm in arms:
-        if arm.positive is not None and arm.positive.correct is not None:
-            output.line(
-                f"Exactly right replies to the refused prompts, {name}: "
-                f"{_rate(arm.positive.correct)}"
-            )
+    exact = any(arm.positive and arm.positive.correct for _, arm in arms)
+    output.table(
+        [
+            "",
+            behaviour,
+            "non-answers",
+            *(["exactly right"] if exact else []),
+            f"{behaviour}, others",
+            "KL",
+            "perplexity",
+        ],
+        [[name, *_cells(arm, exact)] for name, arm in arms],
+    )
+    output.line(
+        f"Replies to {counts[0]} prompts that show it and {counts[1]} others, all held out, with "
+        "95% intervals; KL from the base over its replies to the others, nats a token; perplexity "
+        "of neutral text"
+    )
     strays = [
-        f"{_rate(rates.off_topic)} ({side} prompts)"
+        f"{_rate(rates.off_topic)} ({side})"
         for side, rates in (
-            ("refused", evaluation.edited.positive),
-            ("other", evaluation.edited.negative),
+            ("prompts that show it", evaluation.edited.positive),
+            ("others", evaluation.edited.negative),
         )
         if rates is not None and rates.off_topic is not None
     ]
     if strays:
         output.line(f"Answers off their topic, edited: {', '.join(strays)}")
-    for pair, test in evaluation.paired.items():
+    for pair, draws, test in _weakest(evaluation):
+        of = f", the weakest of {draws} draws" if draws > 1 else ""
         output.line(
             f"Same prompts, {pair}: {test.only_before} stopped, {test.only_after} began, "
-            f"{_probability(test.p)} (exact McNemar test)"
+            f"{_probability(test.p)} (exact McNemar test{of})"
         )
     for opinion in evaluation.opinions:
         beyond = "" if opinion.kappa is None else f", kappa {opinion.kappa:.2f}"
@@ -270,7 +288,7 @@ def _evaluation_lines(output: Output, evaluation: Evaluation) -> None:
             [[name, _rate(rate), _rate(after[name])] for name, rate in categories.items()],
         )
     if evaluation.system_arms is not None:
-        _system_lines(output, evaluation.system_arms)
+        _system_lines(output, behaviour, evaluation.system_arms)
     if evaluation.test_sets:
         output.table(
             ["test set", "kind", "prompts", "base", "edited", "McNemar", "non-answers"],
@@ -299,24 +317,42 @@ def _evaluation_lines(output: Output, evaluation: Evaluation) -> None:
     output.line(f"Verdict: {evaluation.verdict.label}: {evaluation.verdict.reason}")
 
 
-def _system_lines(output: Output, arms: SystemArms) -> None:
+def _system_lines(output: Output, behaviour: str, arms: SystemArms) -> None:
     for side, prompts in (("positive", "prompts that show it"), ("negative", "other prompts")):
         before, after = getattr(arms.base, side), getattr(arms.edited, side)
         output.line(
-            f"Refused {arms.words}, {prompts}: "
+            f"{behaviour.capitalize()} {arms.words}, {prompts}: "
             f"base {_rate(before.refused)}, edited {_rate(after.refused)}"
         )
 
 
-def _cells(arm: Arm) -> list[str]:
+def _weakest(evaluation: Evaluation) -> list[tuple[str, int, Paired]]:
+    """Each paired test; of the random draws of one kind the one that says least."""
+    kinds: dict[str, list[tuple[str, Paired]]] = {}
+    for pair, test in evaluation.paired.items():
+        kinds.setdefault(re.sub(r" \d+ →", " →", pair), []).append((pair, test))
+    shown = []
+    for tests in kinds.values():
+        pair, test = max(tests, key=lambda one: one[1].p)
+        shown.append((pair, len(tests), test))
+    return shown
+
+
+def _cells(arm: Arm, exact: bool) -> list[str]:
     positive, negative = arm.positive, arm.negative
+    right = _rate(positive.correct) if positive and positive.correct else ""
     return [
         _rate(positive.refused) if positive else "",
         _rate(positive.non_answers) if positive else "",
+        *([right] if exact else []),
         _rate(negative.refused) if negative else "",
         f"{arm.kl.value:.4f}" if arm.kl else "",
-        f"{arm.perplexity.value:.4g}" if arm.perplexity else "",
+        _perplexity(arm.perplexity.value) if arm.perplexity else "",
     ]
+
+
+def _perplexity(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _probability(p: float) -> str:

@@ -116,7 +116,10 @@ def deltas_plot(record: Record, path: Path) -> None:
     removed = [
         ("base", evaluation.base, "base"),
         ("edited", evaluation.edited, "edited"),
-        *((f"random {i + 1}", arm, "random") for i, arm in enumerate(evaluation.random)),
+        *(
+            (f"random {i}" if i else "random", arm, "random")
+            for i, arm in enumerate(evaluation.random)
+        ),
     ]
     _bars(left, [(name, arm, colour) for name, arm, colour in removed], "positive")
     left.set_title(f"{behaviour} on prompts that show it", fontsize=9)
@@ -124,8 +127,8 @@ def deltas_plot(record: Record, path: Path) -> None:
     if evaluation.induced is not None:
         others.append(("added", evaluation.induced, "added"))
     others += [
-        (f"random added {number}", arm, "random")
-        for number, arm in enumerate(evaluation.induced_controls, start=1)
+        (f"random added {number}" if number else "random added", arm, "random")
+        for number, arm in enumerate(evaluation.induced_controls)
     ]
     if record.recipe.induce:
         others += removed[2:]

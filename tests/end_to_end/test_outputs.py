@@ -11,8 +11,10 @@ from click.testing import CliRunner
 
 import abl_hub
 from abl_hub.cli.group import abl_hub as command
+from abl_hub.cli.output import Output
+from abl_hub.cli.show import show_record
 from abl_hub.errors import OutputError
-from abl_hub.report.record import save_record
+from abl_hub.report.record import load_record, save_record
 from abl_hub.stages.output import MARKER, making
 from tests.chat_models import save_chat_model, save_prompts
 
@@ -122,3 +124,27 @@ def test_the_empty_folder_where_one_stands_becomes_the_output(
     assert result.exit_code == 0, (result.stderr, result.exception)
     assert (out / "record.json").is_file()
     assert (out / "merged" / "model.safetensors").is_file()
+
+
+def test_what_is_printed_names_the_behaviour_and_the_next_step(
+    small_output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = load_record(small_output)
+    assert record.evaluation is not None
+    test = next(iter(record.evaluation.paired.values()))
+    paired = {"random → edited": replace(test, p=0.01), "random 1 → edited": replace(test, p=0.02)}
+    named = replace(
+        record,
+        direction=replace(record.direction, behaviour="formality"),
+        evaluation=replace(record.evaluation, paired=paired),
+    )
+    show_record(Output(), named, small_output)
+    printed = capsys.readouterr().out
+    header = next(line for line in printed.splitlines() if "non-answers" in line)
+    assert header.split()[0] == "formality"
+    assert "refus" not in header
+    assert "random 1 → edited" in printed
+    assert "p = 0.020 (exact McNemar test, the weakest of 2 draws)" in printed
+    assert "p = 0.010" not in printed
+    assert "merged/, delta/, direction/, direction.safetensors, record.json" in printed
+    assert f"Next: abl-hub chat {small_output}, abl-hub report {small_output}" in printed

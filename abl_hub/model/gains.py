@@ -48,8 +48,9 @@ def gain_from_tensors(
     owner = parameter.rpartition(".")[0]
     module: nn.Module = model.get_submodule(owner)
     weight = read(parameter).detach().to("cpu", torch.float64).flatten()
-    if isinstance(module, nn.LayerNorm) or len(list(module.parameters(recurse=False))) != 1:
-        # LayerNorm answers zero to a constant; and what holds more than a gain is no norm.
+    if isinstance(module, nn.LayerNorm) or len(list(module.parameters())) != 1:
+        # LayerNorm answers zero to a constant; and what holds more than a gain, itself or in its
+        # children, is no norm.
         return weight
     norm = copy.deepcopy(module).to_empty(device="cpu").float()
     (own,) = norm.parameters(recurse=False)

@@ -44,6 +44,8 @@ class Visit:
     names: Mapping[int, str]
     """id of a parameter → its name."""
     strides: Strides
+    makers: Mapping[Any, str]
+    """Node → name of the module that computed it, where it is known."""
 
     @property
     def operation(self) -> str:
@@ -72,9 +74,11 @@ class Visit:
         return len(shape) >= -self.carry.axis and shape[self.carry.axis] == self.width
 
     def refuse(self, why: str) -> UnsupportedModelError:
+        maker = self.makers.get(self.node)
+        where = f"in {maker}: " if maker else ""
         return UnsupportedModelError(
             "The residual stream cannot be traced",
-            why=f"{why} ({self.operation}, shape {'x'.join(map(str, self.shape))})",
+            why=f"{why} ({where}{self.operation}, shape {'x'.join(map(str, self.shape))})",
             next_step="This architecture cannot be edited exactly",
         )
 
@@ -104,6 +108,31 @@ def signed(index: int, rank: int) -> int:
 def first(visit: Visit) -> Iterable[Step]:
     """The first operand, unchanged."""
     return [(0, visit.carry)]
+
+
+def across(visit: Visit) -> Iterable[Step]:
+    """The first operand, moved about or summed up along other axes than the stream's."""
+    _refuse_across(visit)
+    return first(visit)
+
+
+def every_across(visit: Visit) -> Iterable[Step]:
+    """All operands, some of which are put in at places along other axes than the stream's."""
+    _refuse_across(visit)
+    return every(visit)
+
+
+def _refuse_across(visit: Visit) -> None:
+    rank = len(visit.shape_in(0) if visit.operation == "Index" else visit.shape)
+    if visit.operation in ("Index", "IndexPut"):
+        indices = enumerate(visit.node._saved_indices)
+        moved = {axis for axis, index in indices if index is not None}
+    else:
+        saved = getattr(visit.node, "_saved_dims", None)
+        dims = [visit.node._saved_dim] if saved is None else saved
+        moved = {signed(dim, rank) for dim in dims}
+    if rank + visit.carry.axis in moved:
+        raise visit.refuse("features change places")
 
 
 def every(visit: Visit) -> Iterable[Step]:
@@ -148,6 +177,10 @@ def _refuse_constant_gain(visit: Visit, index: int) -> None:
         raise visit.refuse("a constant gain for each feature lies on the way")
 
 
+_ON_THE_WAY_FROM_A_GAIN = ("Add", "ToCopy", "View", "Reshape", "Unsqueeze", "Squeeze", "Expand")
+"""So that it is w, or w plus a number. Anything else (a sigmoid) may be a gain, but which?"""
+
+
 def _lone_parameter(visit: Visit, node: Any) -> str | None:
     """Name of the one parameter that an operand depends on, where it is one gain a feature."""
     stack, leaves = [node], []
@@ -156,7 +189,7 @@ def _lone_parameter(visit: Visit, node: Any) -> str | None:
         if hasattr(met, "variable"):
             leaves.append(met.variable)
             continue
-        if any(part in met.name() for part in ("Mm", "mm", "Embedding", "Bmm")):
+        if operation(met) not in _ON_THE_WAY_FROM_A_GAIN:
             return None
         stack += [child for child, _ in met.next_functions if child is not None]
         if len(leaves) + len(stack) > 8:
@@ -307,11 +340,11 @@ def in_place(visit: Visit) -> Iterable[Step]:
 
 
 _BY_RULE: Mapping[Rule, str] = {
-    first: "Clone ToCopy Alias Slice Index IndexSelect Gather Expand Repeat MaskedFill Neg Roll "
-    "NativeDropout ConstantPadNd Detach Contiguous CopyBackwards Flip Cumsum Lift Abs0 "
-    "RepeatInterleave",
-    every: "Add Sub Rsub Where IndexAdd IndexPut IndexCopy Scatter ScatterAdd Copy MaskedScatter "
-    "AddN",
+    first: "Clone ToCopy Alias Slice Expand Repeat MaskedFill Neg NativeDropout ConstantPadNd "
+    "Detach Contiguous CopyBackwards Lift RepeatInterleave",
+    across: "Index IndexSelect Gather Roll Flip Cumsum",
+    every: "Add Sub Rsub Where Copy MaskedScatter AddN",
+    every_across: "IndexAdd IndexPut IndexCopy Scatter ScatterAdd",
     product: "Mul",
     quotient: "Div",
     norm: "NativeLayerNorm FusedRmsNorm RmsNorm",

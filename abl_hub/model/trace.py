@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from abl_hub.errors import UnsupportedModelError
 from abl_hub.model.carriers import Place, block_outputs, find_carriers
-from abl_hub.model.graph import RULES, Carry, Strides, Visit
+from abl_hub.model.graph import RULES, Carry, Visit
 from abl_hub.model.layers import decoder_layers, stream_states
 from abl_hub.model.meta import weightless_copy
 from abl_hub.model.writers import Between, Trace, Writer
@@ -40,8 +42,9 @@ def trace_writers(model: Any) -> Trace:
 def _trace(model: Any, *, with_values: bool) -> Trace:
     name, layers = decoder_layers(model)
     names = {id(weight): key for key, weight in model.named_parameters()}
-    states, places, strides, width = _run(model)
-    found = _walk(states, names, strides)
+    states, places, watching = _run(model)
+    width = int(states[0].shape[-1])
+    found = _walk(states, names, watching)
     if not found:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no parameter that writes to its residual stream"
@@ -74,9 +77,9 @@ def _trace(model: Any, *, with_values: bool) -> Trace:
     )
 
 
-def _run(model: Any) -> tuple[list[torch.Tensor], list[Place], Strides, int]:
+def _run(model: Any) -> tuple[list[torch.Tensor], list[Place], _Watching]:
     """Run a few tokens with a graph: the stream's states, the places of the blocks' outputs in the
-    graph, the geometry of in-place writes, and the stream's width."""
+    graph, and what was seen on the way."""
     weight = model.get_input_embeddings().weight
     tokens = torch.full((1, _TOKENS), 3, device=weight.device)
     accepted = inspect.signature(model.forward).parameters
@@ -92,6 +95,7 @@ def _run(model: Any) -> tuple[list[torch.Tensor], list[Place], Strides, int]:
             stream_states(model, decoder_layers(model)[1]) as states,
             block_outputs(decoder_layers(model)[1]) as places,
             _Watching() as watching,
+            watching.modules(model),
         ):
             model(input_ids=tokens, **options)
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
@@ -107,11 +111,11 @@ def _run(model: Any) -> tuple[list[torch.Tensor], list[Place], Strides, int]:
             parameter.requires_grad_(False)
     if not states or states[-1].grad_fn is None:
         raise UnsupportedModelError(f"{type(model).__name__} leaves no graph to trace")
-    return states, places, watching.strides, int(states[0].shape[-1])
+    return states, places, watching
 
 
 def _walk(
-    states: Sequence[torch.Tensor], names: dict[int, str], strides: Strides
+    states: Sequence[torch.Tensor], names: dict[int, str], watching: _Watching
 ) -> dict[str, tuple[int, tuple[Between, ...]]]:
     """Parameter → (axis, what lies between), for all that the states depend on linearly."""
     found: dict[str, tuple[int, tuple[Between, ...]]] = {}
@@ -127,7 +131,14 @@ def _walk(
         if hasattr(node, "variable"):
             _note(found, names.get(id(node.variable)), node.variable, carry)
             continue
-        visit = Visit(node=node, output=output, carry=carry, names=names, strides=strides)
+        visit = Visit(
+            node=node,
+            output=output,
+            carry=carry,
+            names=names,
+            strides=watching.strides,
+            makers=watching.makers,
+        )
         rule = RULES.get(visit.operation)
         if rule is None:
             raise visit.refuse("an operation without a rule lies on the way to the stream")
@@ -137,7 +148,15 @@ def _walk(
 
 def _next(visit: Visit, steps: Iterable[tuple[int, Carry]]) -> list[tuple[Any, int, Carry]]:
     inputs = visit.inputs
-    return [(*inputs[index], carry) for index, carry in steps if index < len(inputs)]
+    found = []
+    for index, carry in steps:
+        if index >= len(inputs) or inputs[index][0] is None:
+            continue
+        shape = visit.shape_in(index)
+        if len(shape) < -carry.axis or shape[carry.axis] != visit.width:
+            raise visit.refuse("an operand has other features than the stream")
+        found.append((*inputs[index], carry))
+    return found
 
 
 def _note(
@@ -180,15 +199,36 @@ class _ValuesNeededError(Exception):
 
 
 class _Watching(TorchFunctionMode):
-    """Answers questions about values on the meta device, and remembers in-place writes into views.
+    """Answers questions about values on the meta device, and remembers what autograd does not keep.
 
-    The questions are of the kind "is the mask all ones?", whose answer here is yes. Of an in-place
-    write autograd keeps the operands but not where in the base they went.
+    The questions are of the kind "is the mask all ones?", whose answer here is yes.
+
+    Attributes:
+        strides: where an in-place write into a view went in its base.
+        makers: node of the graph → name of the innermost module that was running.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.strides: dict[Any, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+        self.makers: dict[Any, str] = {}
+        self._running: list[str] = []
+
+    @contextmanager
+    def modules(self, model: nn.Module) -> Iterator[None]:
+        """Know which module runs."""
+
+        def begin(name: str) -> Callable[..., None]:
+            return lambda _module, _inputs: self._running.append(name)
+
+        def end(_module: nn.Module, _inputs: Any, _output: Any) -> None:
+            self._running.pop()
+
+        with ExitStack() as stack:
+            for name, module in model.named_modules():
+                stack.callback(module.register_forward_pre_hook(begin(name)).remove)
+                stack.callback(module.register_forward_hook(end).remove)
+            yield
 
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -216,4 +256,15 @@ class _Watching(TorchFunctionMode):
             written = tensor._base.grad_fn
             if written is not None and written.name().endswith("CopySlices"):
                 self.strides[written] = geometry
+        self._note_maker(result)
         return result
+
+    def _note_maker(self, result: Any) -> None:
+        """All nodes behind `result` that nobody has made yet; leaves are made by no operation."""
+        made = result if isinstance(result, tuple | list) else [result]
+        stack = [one.grad_fn for one in made if isinstance(one, torch.Tensor)]
+        while stack and self._running:
+            node = stack.pop()
+            if node is not None and node not in self.makers and not hasattr(node, "variable"):
+                self.makers[node] = self._running[-1]
+                stack += [child for child, _ in node.next_functions]

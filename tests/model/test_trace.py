@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import pad
 from transformers import AutoConfig
 
 from abl_hub.edits.edit import Edit, factors, remove
@@ -200,6 +202,72 @@ class ListedExperts(torch.nn.Module):
             token, rank = torch.where(chosen == expert)
             out.index_add_(0, token, self.experts[expert](flat[token]) * weights[token, rank, None])
         return out.view_as(hidden)
+
+
+class Moved(torch.nn.Module):
+    """A linear map and something that is done to what it puts out."""
+
+    def __init__(self, width: int, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.map = torch.nn.Linear(WIDTH, width, bias=False)
+        self.change = change
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.change(self.map(hidden))
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+@pytest.mark.parametrize(
+    ("width", "change", "reason"),
+    [
+        (WIDTH, lambda y: y.flip(-1), "features change places"),
+        (WIDTH, lambda y: y.roll(3, -1), "features change places"),
+        (WIDTH, lambda y: y.cumsum(-1), "features change places"),
+        (WIDTH, lambda y: y[..., list(reversed(range(WIDTH)))], "features change places"),
+        (2 * WIDTH, lambda y: y[..., :WIDTH], "other features than the stream"),
+        (WIDTH // 2, lambda y: y.repeat(1, 1, 2), "other features than the stream"),
+        (WIDTH // 2, lambda y: pad(y, (0, WIDTH // 2)), "other features than the stream"),
+        (1, lambda y: y.expand(-1, -1, WIDTH), "other features than the stream"),
+        (WIDTH, lambda y: y.abs(), "without a rule"),
+    ],
+)
+def test_features_that_are_not_the_stream_s_are_refused_with_the_module(
+    width: int, change: Callable[[torch.Tensor], torch.Tensor], reason: str, device: str
+) -> None:
+    model = meta_model(tiny_config("llama")) if device == "meta" else build("llama")
+    with torch.device(device):
+        model.model.layers[1].mlp = Moved(width, change)
+    with pytest.raises(UnsupportedModelError, match=rf"{reason}.* \(in model\.layers\.1\.mlp: "):
+        trace_writers(model)
+
+
+class Scaled(torch.nn.Module):
+    """A linear map with a gain for each feature, both held by one module (LayerScale)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = torch.nn.Parameter(torch.randn(WIDTH))
+        self.map = torch.nn.Linear(WIDTH, WIDTH)
+        self.squashed = False
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.map(hidden) * (self.gain.sigmoid() if self.squashed else self.gain)
+
+
+def test_a_gain_beside_other_weights_is_read_as_it_is() -> None:
+    model = build("llama")
+    model.model.layers[1].mlp = Scaled()
+    edit = edit_of(model)
+    with applied(edit, model, gains(model, edit.writers)):
+        assert residual(model, tokens(model), edit.directions) <= 1e-5
+
+
+def test_a_gain_that_is_made_of_a_parameter_is_refused() -> None:
+    model = build("llama")
+    model.model.layers[1].mlp = Scaled()
+    model.model.layers[1].mlp.squashed = True
+    with pytest.raises(UnsupportedModelError, match="product of two activations"):
+        trace_writers(model)
 
 
 @pytest.mark.parametrize("device", ["meta", "cpu"])

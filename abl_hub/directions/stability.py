@@ -18,6 +18,7 @@ from abl_hub.directions.geometry import separation
 from abl_hub.directions.methods.difference import mean_difference
 from abl_hub.directions.methods.projected import projected_mean_difference
 from abl_hub.directions.methods.winsorized import winsorized_mean_difference
+from abl_hub.directions.selection import allowed_layers
 
 FEWEST = 4
 """Prompts a side, below which there is no spread and nothing to draw from."""
@@ -65,7 +66,8 @@ class Stability:
         halves: cosine between the directions of two disjoint halves, mean over splits.
         bootstrap_low: 5% quantile of the cosine between a bootstrap's direction and the full one.
         bootstrap_median: its median.
-        same_layer: share of bootstraps whose best separating layer is the full sample's.
+        same_layer: share of bootstraps whose best separating layer, of those that the selection
+            may choose, is the full sample's.
         draws: splits, and bootstraps.
         method: what was made again: the edited direction's method where that is a mean of
             activations, or else the projected difference in means.
@@ -120,7 +122,7 @@ def stability(
         return None
     generator = torch.Generator().manual_seed(seed)
     full = _unit(kind.make(positive[:, layer], negative[:, layer]))
-    best = int(separation(positive, negative).argmax())
+    best = _best_layer(positive, negative)
     halves, cosines, same = [], [], 0
     for _ in range(draws):
         one, other = (
@@ -134,7 +136,7 @@ def stability(
         again, beside = (_bootstrap(len(side), generator) for side in (positive, negative))
         drawn = _unit(kind.make(positive[again, layer], negative[beside, layer]))
         cosines.append(float(drawn @ full))
-        same += int(separation(positive[again], negative[beside]).argmax()) == best
+        same += _best_layer(positive[again], negative[beside]) == best
     quantiles = torch.tensor(cosines).quantile(torch.tensor([0.05, 0.5]))
     return Stability(
         halves=sum(halves) / draws,
@@ -180,7 +182,13 @@ def across_seeds(
 def _made(samples: Samples, layer: int, kind: Kind) -> tuple[torch.Tensor, int]:
     """The unit direction of `layer`, and the layer that separates best."""
     one, other = (side[:, :, kind.position] for side in (samples.positive, samples.negative))
-    return _unit(kind.make(one[:, layer], other[:, layer])), int(separation(one, other).argmax())
+    return _unit(kind.make(one[:, layer], other[:, layer])), _best_layer(one, other)
+
+
+def _best_layer(positive: torch.Tensor, negative: torch.Tensor) -> int:
+    """The layer that separates best, of those far enough from the output to be chosen."""
+    apart = separation(positive, negative)
+    return int(apart[: allowed_layers(len(apart))].argmax())
 
 
 def _bootstrap(count: int, generator: torch.Generator) -> torch.Tensor:

@@ -16,10 +16,12 @@ PROJECTED = Kind(method="projected", position=-1, edited=True)
 
 
 def sides(strength: float, count: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two layers; the second separates the sides by `strength` along the first axis."""
+    """Four layers; the second separates the sides by `strength` along the first axis, and the last,
+    which is too near to the output to be chosen, better than any."""
     generator = torch.Generator().manual_seed(0)
-    positive, negative = (torch.randn(count, 2, WIDTH, generator=generator) for _ in range(2))
+    positive, negative = (torch.randn(count, 4, WIDTH, generator=generator) for _ in range(2))
     positive[:, 1, 0] += strength
+    positive[:, 3, 0] += 80.0
     return positive, negative
 
 

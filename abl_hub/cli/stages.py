@@ -84,16 +84,25 @@ def apply(output: Output, /, out: Path, invert: bool, **options: Any) -> None:
         from abl_hub.stages.undo import undo
 
         undone = undo(out, runtime_of(output, options))
-        output.line(
-            f"Wrote {undone.folder}. On the merged model it gives the base to within "
-            f"{undone.apart:.1e} (largest logit difference; without it {undone.edited_apart:.2g})"
-        )
+        near = ""
+        if undone.apart is not None:
+            near = (
+                f". On the merged model it gives the base to within {undone.apart:.1e} "
+                f"(largest logit difference; without it {undone.edited_apart:.2g})"
+            )
+        output.line(f"Wrote {undone.folder}{near}")
+        if undone.left_out:
+            output.note(
+                f"{len(undone.left_out)} of the edited writers stay edited "
+                f"({undone.left_out[0].parameter}, …): {undone.left_out[0].reason}"
+            )
         output.result(
             str(undone.folder),
             {
                 "undo": str(undone.folder),
                 "apart": undone.apart,
                 "edited_apart": undone.edited_apart,
+                "left_out": [left.parameter for left in undone.left_out],
             },
         )
         return

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from peft import PeftModel
 
 from abl_hub.edits.addition_delta import write_added_delta
 from abl_hub.edits.delta import write_delta
+from abl_hub.edits.delta_layout import LeftOut
 from abl_hub.edits.delta_products import products_of_checkpoint
 from abl_hub.edits.keys import CheckpointTensors
 from abl_hub.edits.merged_files import MergedFiles
@@ -28,6 +29,7 @@ from abl_hub.stages.extract import recorded_direction
 from abl_hub.stages.forms import MERGED
 from abl_hub.stages.induce import recorded_addition
 from abl_hub.stages.inputs import recorded_prompts, recorded_source
+from abl_hub.stages.memory import why_not_loaded
 from abl_hub.stages.runtime import Runtime, dtype_named
 
 UNDO = "undo"
@@ -40,14 +42,17 @@ class Undone:
 
     Args:
         folder: a PEFT adapter for the edited weights.
+        left_out: writers that it leaves edited, because no adapter can hold them.
         apart: largest logit difference on real prompts between the base and the edited weights
-            with the adapter: what rounding has lost.
+            with the adapter: what rounding has lost, and what is left out. None where the model
+            is not loaded.
         edited_apart: the same between the base and the edited weights without it.
     """
 
     folder: Path
-    apart: float
-    edited_apart: float
+    left_out: tuple[LeftOut, ...]
+    apart: float | None
+    edited_apart: float | None
 
 
 def undo(out: Path, runtime: Runtime) -> Undone:
@@ -74,7 +79,7 @@ def undo(out: Path, runtime: Runtime) -> Undone:
     direction = recorded_direction(record, out)
     shutil.rmtree(out / UNDO, ignore_errors=True)
     if record.recipe.induce:
-        write_added_delta(
+        delta = write_added_delta(
             recorded_addition(record.recipe, direction, blueprint, trace),
             out / UNDO,
             model=meta_model(out / MERGED, trust_remote_code=runtime.trust_remote_code),
@@ -91,7 +96,7 @@ def undo(out: Path, runtime: Runtime) -> Undone:
                 why="the embedding stayed tied, so its edit changed the output head too",
                 next_step="Convert again without --no-untie",
             )
-        write_delta(
+        delta = write_delta(
             edit,
             out / UNDO,
             model=blueprint,
@@ -103,6 +108,16 @@ def undo(out: Path, runtime: Runtime) -> Undone:
             invert=True,
             progress=runtime.progress,
         )
+    undone = Undone(
+        folder=delta.folder,
+        left_out=delta.left_out,
+        apart=None,
+        edited_apart=None,
+    )
+    unloaded = why_not_loaded(blueprint, record.recipe, runtime)
+    if unloaded is not None:
+        runtime.progress.note(f"{unloaded}: how near it comes to the base is not measured.")
+        return undone
     asked = recorded_prompts(record, runtime).contrast.positive.validation[:_PROMPTS]
 
     def load(folder: Path) -> ChatModel:
@@ -119,4 +134,4 @@ def undo(out: Path, runtime: Runtime) -> Undone:
     with quiet_about_biases():
         wrapped = PeftModel.from_pretrained(chat.model, str(out / UNDO))
     back = next_token_logits(ChatModel(model=wrapped, tokenizer=chat.tokenizer), asked)
-    return Undone(folder=out / UNDO, apart=apart(base, back), edited_apart=apart(base, edited))
+    return replace(undone, apart=apart(base, back), edited_apart=apart(base, edited))

@@ -277,3 +277,31 @@ def test_a_configuration_is_enough_to_plan_671_billion_parameters(tmp_path: Path
     assert "GB" in plan["bytes to read"]
     assert not (tmp_path / "out").exists()
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_the_way_back_says_what_it_leaves_edited(tmp_path: Path) -> None:
+    """PEFT holds falcon_h1's attention and MLPs, and not its Mamba mixers."""
+    mixers = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_ssm": 64, "mamba_d_state": 8}
+    model = save_chat_model(
+        tmp_path / "hybrid",
+        "falcon_h1",
+        **mixers,
+        mamba_n_groups=1,
+        mamba_chunk_size=4,
+        num_hidden_layers=2,
+    )
+    positive, negative = save_prompts(tmp_path)
+    out = tmp_path / "out"
+    asked = ["--positive", positive, "--negative", negative, *SMALL]
+    assert run("extract", model, "-o", out, *asked).exit_code == 0
+    assert run("apply", out).exit_code == 0
+    result = run("--format", "json", "apply", out, "--invert")
+    assert result.exit_code == 0, result.output
+    undone = json.loads(result.stdout)
+    assert [name.rpartition("mamba.")[2] for name in undone["left_out"]] == ["out_proj.weight"] * 2
+    assert 1e-5 < undone["apart"] < undone["edited_apart"]
+    assert "2 of the edited writers stay edited" in result.stderr
+    result = run("--format", "json", "apply", out, "--invert", "--memory", "0.000001")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["apart"] is None
+    assert "is not measured" in result.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from abl_hub.cli.output import Output
 from abl_hub.directions.stability import Seeds, Stability
 from abl_hub.evaluation.arms import Arm, Evaluation, SystemArms
 from abl_hub.evaluation.intervals import Estimate
-from abl_hub.evaluation.paired import Paired
+from abl_hub.evaluation.paired import weakest
 from abl_hub.report.record import RECORD, AgreementRecord, FormRecord, Record
 from abl_hub.stages.extract import DIRECTION
 from abl_hub.stages.forms import DELTA
@@ -267,7 +266,7 @@ def _evaluation_lines(output: Output, record: Record, evaluation: Evaluation) ->
     ]
     if strays:
         output.line(f"Answers off their topic, edited: {', '.join(strays)}")
-    for pair, draws, test in _weakest(evaluation):
+    for pair, draws, test in weakest(evaluation.paired):
         of = f", the weakest of {draws} draws" if draws > 1 else ""
         output.line(
             f"Same prompts, {pair}: {test.only_before} stopped, {test.only_after} began, "
@@ -324,18 +323,6 @@ def _system_lines(output: Output, behaviour: str, arms: SystemArms) -> None:
             f"{behaviour.capitalize()} {arms.words}, {prompts}: "
             f"base {_rate(before.refused)}, edited {_rate(after.refused)}"
         )
-
-
-def _weakest(evaluation: Evaluation) -> list[tuple[str, int, Paired]]:
-    """Each paired test; of the random draws of one kind the one that says least."""
-    kinds: dict[str, list[tuple[str, Paired]]] = {}
-    for pair, test in evaluation.paired.items():
-        kinds.setdefault(re.sub(r" \d+ →", " →", pair), []).append((pair, test))
-    shown = []
-    for tests in kinds.values():
-        pair, test = max(tests, key=lambda one: one[1].p)
-        shown.append((pair, len(tests), test))
-    return shown
 
 
 def _cells(arm: Arm, exact: bool) -> list[str]:

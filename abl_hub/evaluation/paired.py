@@ -6,7 +6,8 @@ Knows outcomes; not what was done to the model.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -38,6 +39,20 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> Paired:
     tail = sum(math.comb(changed, k) for k in range(min(lost, gained) + 1))
     p = min(1.0, 2 * tail / 2**changed) if changed else 1.0
     return Paired(only_before=lost, only_after=gained, p=p)
+
+
+def weakest(paired: Mapping[str, Paired]) -> list[tuple[str, int, Paired]]:
+    """Of the tests of several random draws ("random → edited", "random 1 → edited" …) the one with
+    the largest p: (pair, how many draws, test). Others stand for themselves.
+    """
+    kinds: dict[str, list[tuple[str, Paired]]] = {}
+    for pair, test in paired.items():
+        kinds.setdefault(re.sub(r" \d+ →", " →", pair), []).append((pair, test))
+    found = []
+    for tests in kinds.values():
+        pair, test = max(tests, key=lambda one: one[1].p)
+        found.append((pair, len(tests), test))
+    return found
 
 
 def kappa(one: Sequence[bool], other: Sequence[bool]) -> float | None:

@@ -135,7 +135,7 @@ class _At:
             )
         if isinstance(failure, (httpx.ConnectError, httpx.ConnectTimeout)):
             return HubError(
-                f"{self.endpoint} cannot be reached" + (f", for {self.repo}" if self.repo else ""),
+                f"{self.endpoint} cannot be reached" + (f" for {self.repo}" if self.repo else ""),
                 why="there is no connection",
                 next_step="Connect and run the command again, or set HF_HUB_OFFLINE=1 to use what "
                 "was downloaded before; write a folder of this machine with a slash, as in ./model",

@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from abl_hub.errors import EvaluationError
 from abl_hub.evaluation.arms import Evaluation
 from abl_hub.evaluation.intervals import Estimate
+from abl_hub.evaluation.paired import weakest
 from abl_hub.report import markdown, wording
 from abl_hub.report.metadata import KINDS, Kind, metadata
 from abl_hub.report.record import FormRecord, Record
@@ -79,7 +80,7 @@ def render_card(
             system=SYSTEM,
             notices=notices,
             duties=duties,
-            title=Path(repo or record.source.name).name,
+            title=_title(record, kind, repo),
         )
     )
     front = metadata(record, kind, repo=repo, gate_prompt=gate_prompt)
@@ -118,6 +119,7 @@ def environment() -> Environment:
         link=markdown.link,
         rate=rate,
         apart=apart,
+        weakest=weakest,
     )
     return made
 
@@ -137,6 +139,17 @@ def _needed(section: Section | None, name: str, stage: str) -> Section:
             next_step=f"Run `abl-hub {stage}`",
         )
     return section
+
+
+def _title(record: Record, kind: str, repo: str | None) -> str:
+    """The repository's name; of an output that is not published, the one that it would get."""
+    if repo is not None:
+        return Path(repo).name
+    name = Path(record.source.name).name
+    if kind == "direction":
+        return f"{name}: the {record.direction.behaviour} direction"
+    made = f"{name}-{'induced' if record.recipe.induce else 'abliterated'}"
+    return f"{made}-delta" if kind == "delta" else made
 
 
 def table(record: Record) -> list[tuple[str, str, str, str]]:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from abl_hub.report.record import AnalysisRecord, Record, StrengthsRecord
 
 _SHOWN, _OTHER, _NEUTRAL, _KL = "#c2410c", "#0f766e", "#4c566a", "#7c3aed"
+DPI = 200
 _COLOURS = (_SHOWN, _OTHER, _KL)
 
 
@@ -53,17 +54,19 @@ def detector_figure(analysis: AnalysisRecord) -> bytes:
     panel.axhline(0.5, color="#94a3b8", linewidth=0.8, linestyle="--")
     panel.set_ylim(0.35, 1.03)
     panel.set_xlabel("layer", fontsize=8)
+    panel.set_ylabel("on held-out prompts", fontsize=8)
     panel.legend(fontsize=8, frameon=False, loc="lower right")
     return _png(figure)
 
 
 def geometry_figure(analysis: AnalysisRecord) -> bytes:
     """Cosines between the layers' directions; separation and effective rank by layer."""
-    figure = Figure(figsize=(9.0, 3.2), dpi=100, layout="constrained")
+    figure = Figure(figsize=(9.0, 3.2), dpi=DPI, layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     image = left.imshow(analysis.cosines, cmap="RdBu_r", vmin=-1, vmax=1, origin="lower")
     left.set_title("cosine between layers", fontsize=9)
     left.set_xlabel("layer", fontsize=8)
+    left.set_ylabel("layer", fontsize=8)
     figure.colorbar(image, ax=left, shrink=0.8).ax.tick_params(labelsize=7)
     layers = [one.layer for one in analysis.geometry]
     apart = [math.nan if one.separation is None else one.separation for one in analysis.geometry]
@@ -181,7 +184,7 @@ def figures(record: Record) -> dict[str, bytes]:
 
 
 def _single(width: float, height: float) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     panel: Any = figure.subplots()
     panel.spines[["top", "right"]].set_visible(False)
     panel.tick_params(labelsize=8)

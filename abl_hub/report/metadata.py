@@ -49,6 +49,7 @@ def _model_fields(record: Record, kind: Kind, repo: str | None) -> dict[str, Any
     if record.evaluation is None:
         raise EvaluationError("The record has no evaluation", why="a card needs numbers")
     source = record.source
+    way = "induced" if record.recipe.induce else "abliterated"
     data = ModelCardData(
         base_model=source.repo,
         base_model_relation=_RELATIONS[kind] if source.repo else None,
@@ -56,7 +57,7 @@ def _model_fields(record: Record, kind: Kind, repo: str | None) -> dict[str, Any
         pipeline_tag="text-generation",
         tags=_tags(record),
         datasets=_datasets(record),
-        model_name=one_line(repo or f"{source.name}-edited").rpartition("/")[2],
+        model_name=one_line(repo or f"{source.name}-{way}").rpartition("/")[2],
         eval_results=[
             *_results(record, record.evaluation.edited),
             *_task_results(record.evaluation.tasks),

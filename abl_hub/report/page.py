@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from abl_hub.errors import EvaluationError
 from abl_hub.report.card import rate, table
-from abl_hub.report.figures import figures
+from abl_hub.report.figures import DPI, figures
 from abl_hub.report.plots import candidates_plot, deltas_plot
 from abl_hub.report.record import Record
 from abl_hub.report.reproduce import reproduce
@@ -39,10 +39,7 @@ def write_report(record: Record, folder: Path) -> Path:
         (folder / f"{name}.png").write_bytes(content)
     candidates_plot(record, folder / "candidates.png")
     deltas_plot(record, folder / "deltas.png")
-    pictures = {
-        path.stem: base64.b64encode(path.read_bytes()).decode()
-        for path in sorted(folder.glob("*.png"))
-    }
+    pictures = {path.stem: _picture(path) for path in sorted(folder.glob("*.png"))}
     environment = Environment(
         loader=FileSystemLoader(templates("cards")),
         undefined=StrictUndefined,
@@ -50,6 +47,7 @@ def write_report(record: Record, folder: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["sentence"] = lambda words: words[:1].upper() + words[1:]
     text = environment.get_template("report.html.jinja").render(
         record=record,
         evaluation=evaluation,
@@ -64,3 +62,10 @@ def write_report(record: Record, folder: Path) -> Path:
     page = folder / PAGE
     page.write_text(text, encoding="utf-8")
     return page
+
+
+def _picture(path: Path) -> tuple[str, int]:
+    """A PNG in base64, and its width on the page in CSS pixels."""
+    content = path.read_bytes()
+    width = int.from_bytes(content[16:20], "big")  # of the header, which every PNG begins with
+    return base64.b64encode(content).decode(), 100 * width // DPI

@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from abl_hub.directions.selection import MAX_KL
 from abl_hub.errors import EvaluationError
 from abl_hub.evaluation.arms import Arm
+from abl_hub.report.figures import DPI
 from abl_hub.report.record import Record
 
 _COLOURS = {"base": "#4c566a", "edited": "#c2410c", "random": "#94a3b8", "added": "#0f766e"}
@@ -46,7 +47,7 @@ def candidates_plot(record: Record, path: Path) -> None:
         for field, title in _SCORES.items()
         if any(getattr(candidate, field) is not None for candidate in candidates)
     }
-    figure = Figure(figsize=(3.0 * max(len(scores), 2), 3.2), dpi=100, layout="constrained")
+    figure = Figure(figsize=(3.0 * max(len(scores), 2), 3.2), dpi=DPI, layout="constrained")
     panels: Any = figure.subplots(1, len(scores), squeeze=False)[0]
     positions = sorted({candidate.position for candidate in candidates})
     for panel, (field, title) in zip(panels, scores.items(), strict=True):
@@ -110,7 +111,7 @@ def deltas_plot(record: Record, path: Path) -> None:
             why="there is nothing to plot",
             next_step="Run `abl-hub evaluate` first",
         )
-    figure = Figure(figsize=(9.0, 2.8), dpi=100, layout="constrained")
+    figure = Figure(figsize=(9.0, 3.0), dpi=DPI, layout="constrained")
     left, right = figure.subplots(1, 2)
     behaviour = record.direction.behaviour
     removed = [
@@ -146,6 +147,7 @@ def _bars(panel: Any, arms: list[tuple[str, Arm, str]], side: str) -> None:
     panel.set_yticks(range(len(shown)), [name for name, _, _ in shown], fontsize=8)
     panel.invert_yaxis()
     panel.set_xlim(0, 1.02)
+    panel.set_xlabel("share of replies", fontsize=8)
     panel.tick_params(axis="x", labelsize=8)
     panel.spines[["top", "right"]].set_visible(False)
 

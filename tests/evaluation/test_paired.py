@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from abl_hub.evaluation.paired import kappa, mcnemar
+from abl_hub.evaluation.paired import Paired, kappa, mcnemar, weakest
 
 
 def test_known_probabilities() -> None:
@@ -23,3 +23,11 @@ def test_agreement_beyond_chance() -> None:
     assert kappa([True, True, False, False], [True, False, True, False]) == 0.0
     assert kappa([True, True], [True, True]) is None
     assert kappa([True, False], [False, True]) == -1.0
+
+
+def test_the_draw_that_says_least_speaks_for_all() -> None:
+    one, two, three = (
+        Paired(only_before=n, only_after=0, p=p) for n, p in ((9, 0.1), (8, 0.2), (7, 0.3))
+    )
+    paired = {"base → edited": two, "random → edited": one, "random 1 → edited": three}
+    assert weakest(paired) == [("base → edited", 1, two), ("random 1 → edited", 2, three)]

@@ -75,6 +75,19 @@ def test_another_system_prompt_is_told(record: Record) -> None:
     assert "Be kind." not in text
 
 
+def test_titles_name_what_the_card_is_of(record: Record) -> None:
+    titles = {
+        kind: next(line for line in render_card(record, kind).splitlines() if line[:2] == "# ")
+        for kind in ("merged", "delta", "direction")
+    }
+    assert titles == {
+        "merged": "# model-abliterated",
+        "delta": "# model-abliterated-delta",
+        "direction": "# model: the refusal direction",
+    }
+    assert "\n\n## Limits" in render_card(record, "merged")
+
+
 def test_no_evaluation_no_card(record: Record) -> None:
     with pytest.raises(EvaluationError, match="no evaluation"):
         render_card(replace(record, evaluation=None), "merged", repo=None, related={})

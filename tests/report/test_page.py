@@ -171,3 +171,13 @@ def test_the_direction_that_was_edited_is_marked(record: Record, tmp_path: Path)
 def test_nothing_to_report(record: Record, tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="no evaluation"):
         write_report(replace(record, evaluation=None), tmp_path)
+
+
+def test_the_page_is_fit_for_dark_and_for_sharp_screens(record: Record, tmp_path: Path) -> None:
+    page = write_report(replace(record, analysis=analysis()), tmp_path).read_text()
+    assert "prefers-color-scheme: dark" in page
+    widths = [int(width) for width in re.findall(r'<img [^>]*width="(\d+)"', page)]
+    assert len(widths) == len(re.findall("<img ", page)) >= 5
+    for picture in tmp_path.glob("*.png"):
+        pixels = int.from_bytes(picture.read_bytes()[16:20], "big")
+        assert pixels // 2 in widths

@@ -77,7 +77,11 @@ def test_another_system_prompt_is_told(record: Record) -> None:
 
 def test_titles_name_what_the_card_is_of(record: Record) -> None:
     titles = {
-        kind: next(line for line in render_card(record, kind).splitlines() if line[:2] == "# ")
+        kind: next(
+            line
+            for line in render_card(record, kind, repo=None, related={}).splitlines()
+            if line[:2] == "# "
+        )
         for kind in ("merged", "delta", "direction")
     }
     assert titles == {
@@ -85,7 +89,7 @@ def test_titles_name_what_the_card_is_of(record: Record) -> None:
         "delta": "# model-abliterated-delta",
         "direction": "# model: the refusal direction",
     }
-    assert "\n\n## Limits" in render_card(record, "merged")
+    assert "\n\n## Limits" in render_card(record, "merged", repo=None, related={})
 
 
 def test_no_evaluation_no_card(record: Record) -> None:

@@ -6,12 +6,14 @@ import os
 import sys
 
 from abl_hub.cli.group import abl_hub
+from abl_hub.cli.interrupt import listen
 
 _INTERRUPTED = 130
 
 
 def main() -> None:
     """Entry point of `abl-hub` and `hf-abl`."""
+    listen()
     try:
         abl_hub(prog_name="abl-hub")
     except SystemExit as leaving:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import click
 
+from abl_hub.cli.interrupt import raise_if_heard
 from abl_hub.progress import Advance
 
 Format = Literal["human", "json", "quiet"]
@@ -68,6 +69,7 @@ class Output:
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Advance]:
         """Progress: a bar on a terminal, one line a stage elsewhere, nothing when quiet."""
+        raise_if_heard()
         if self.format == "quiet":
             yield lambda _done: None
         elif not sys.stderr.isatty():

@@ -189,3 +189,31 @@ def test_exported_names_are_there() -> None:
     for name in package.__all__:
         assert getattr(package, name) is not None
     assert json.dumps(sorted(package.__all__)) == json.dumps(sorted(set(package.__all__)))
+
+
+def test_an_interrupt_that_an_import_swallows_is_heard_at_the_next_stage(tmp_path: Path) -> None:
+    code = """
+import os, signal, sys
+import click
+from abl_hub.cli import group, main
+
+@click.command()
+@click.pass_obj
+def swallow(output):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:
+        pass
+    with output.stage("Reading"):
+        print("went on")
+
+group._COMMANDS["report"] = "swallower"
+sys.modules["swallower"] = type(sys)("swallower")
+sys.modules["swallower"].report = swallow
+sys.argv = ["abl-hub", "report"]
+main()
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 130, result.stderr
+    assert "went on" not in result.stdout
+    assert "Interrupted." in result.stderr

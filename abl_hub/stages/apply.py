@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +19,7 @@ from abl_hub.edits.hooks import applied
 from abl_hub.edits.keys import CheckpointTensors
 from abl_hub.edits.merged_files import MergedFiles
 from abl_hub.edits.shards import CONFIG, open_shards, read_json
-from abl_hub.errors import EditError, NoDeltaError, NoMergedFormError
+from abl_hub.errors import NoDeltaError, NoMergedFormError
 from abl_hub.hub.source import Source
 from abl_hub.model.gains import gains_from_tensors
 from abl_hub.model.meta import meta_model, wrapper_of
@@ -33,7 +31,6 @@ from abl_hub.report.record import (
     Record,
     WriterRecord,
     load_record,
-    save_record,
 )
 from abl_hub.stages.agreement import checked_weights, compare_forms, refuse_disagreement
 from abl_hub.stages.edit import recorded_edit
@@ -42,6 +39,7 @@ from abl_hub.stages.forms import DELTA, MERGED, delta_record, exactness, merged_
 from abl_hub.stages.induce import apply_addition
 from abl_hub.stages.inputs import few_prompts, recorded_prompts, recorded_source
 from abl_hub.stages.memory import why_not_loaded
+from abl_hub.stages.replacing import making_forms, put_in_place
 from abl_hub.stages.runtime import Runtime
 
 
@@ -54,7 +52,7 @@ def apply(out: Path, runtime: Runtime, *, merged: bool = True) -> Record:
     Raises:
         SourceError: the source has changed since `extract`.
         UnsupportedModelError, EditError: the edit cannot be exact, or fails its check; then
-            nothing of it is left in `out`.
+            `out` is as it was.
     """
     record = load_record(out)
     recipe = record.recipe
@@ -67,40 +65,37 @@ def apply(out: Path, runtime: Runtime, *, merged: bool = True) -> Record:
             record, recorded_direction(record, out), out, source, blueprint, trace, asked, runtime
         )
     edit = recorded_edit(record, recorded_direction(record, out), trace)
-    for form in (MERGED, DELTA):
-        shutil.rmtree(out / form, ignore_errors=True)
     unloaded = why_not_loaded(blueprint, recipe, runtime)
     wide = torch.float32, torch.float64
     narrow = blueprint.dtype not in wide or recipe.dtype not in (None, "float32")
-    try:
-        with _scratch(out) as scratch:
-            written = _write(
-                edit,
-                out,
-                source,
-                blueprint,
-                trace,
-                recipe,
+    with making_forms(out) as made:
+        written = _write(
+            edit,
+            made,
+            source,
+            blueprint,
+            trace,
+            recipe,
+            runtime,
+            merged=merged,
+            lighter=made / "portable" if unloaded is None else None,
+        )
+        if unloaded is None:
+            compared = compare_forms(
+                partial(applied, edit, gains=written.gains),
+                edit.directions,
+                source.folder,
+                made,
+                [one.folder for one in written.deltas],
+                asked,
+                record,
                 runtime,
-                merged=merged,
-                lighter=scratch / DELTA if unloaded is None else None,
+                whole=all(strength == 1.0 for strength in edit.strengths),
+                narrow=narrow,
             )
-            if unloaded is None:
-                compared = compare_forms(
-                    partial(applied, edit, gains=written.gains),
-                    edit.directions,
-                    source.folder,
-                    out,
-                    [one.folder for one in written.deltas],
-                    asked,
-                    record,
-                    runtime,
-                    whole=all(strength == 1.0 for strength in edit.strengths),
-                    narrow=narrow,
-                )
-            else:
-                runtime.progress.note(f"{unloaded}: the written weights are checked instead.")
-                compared = (checked_weights(edit, out / MERGED, runtime),)
+        else:
+            runtime.progress.note(f"{unloaded}: the written weights are checked instead.")
+            compared = (checked_weights(edit, made / MERGED, runtime),)
         agreement, *lighter = compared
         if lighter:
             agreement = replace(agreement, portable_kl=_finite(lighter[0].delta_kl))
@@ -114,52 +109,38 @@ def apply(out: Path, runtime: Runtime, *, merged: bool = True) -> Record:
             delta_is_whole=delta is not None and delta.faithful,
             narrow=narrow,
         )
-    except EditError:
-        for form in (MERGED, DELTA):
-            shutil.rmtree(out / form, ignore_errors=True)
-        raise
-    files = written.files
-    record = replace(
-        record,
-        edit=EditRecord(
-            digest=edit.digest,
-            rank=edit.rank,
-            exactness=exactness(edit, changes_head=files is not None and files.plan.changes_head),
-            writers=tuple(
-                WriterRecord(
-                    parameter=writer.parameter,
-                    axis=writer.axis,
-                    shape=writer.shape,
-                    strength=strength,
-                    rescaled=writer.rescaled,
-                )
-                for writer, strength in zip(edit.writers, edit.strengths, strict=True)
+        files = written.files
+        record = replace(
+            record,
+            edit=EditRecord(
+                digest=edit.digest,
+                rank=edit.rank,
+                exactness=exactness(
+                    edit, changes_head=files is not None and files.plan.changes_head
+                ),
+                writers=tuple(
+                    WriterRecord(
+                        parameter=writer.parameter,
+                        axis=writer.axis,
+                        shape=writer.shape,
+                        strength=strength,
+                        rescaled=writer.rescaled,
+                    )
+                    for writer, strength in zip(edit.writers, edit.strengths, strict=True)
+                ),
+                rounding=recipe.rounding,
+                language_path_of=wrapper_of(
+                    source.folder, blueprint, trust_remote_code=runtime.trust_remote_code
+                ),
             ),
-            rounding=recipe.rounding,
-            language_path_of=wrapper_of(
-                source.folder, blueprint, trust_remote_code=runtime.trust_remote_code
-            ),
-        ),
-        merged=merged_record(written.merged) if written.merged else None,
-        delta=delta_record(delta) if delta else None,
-        agreement=agreement,
-        refused=written.refused,
-        evaluation=None,
-    )
-    save_record(record, out)
+            merged=merged_record(written.merged) if written.merged else None,
+            delta=delta_record(delta) if delta else None,
+            agreement=agreement,
+            refused=written.refused,
+            evaluation=None,
+        )
+        put_in_place(made, out, record)
     return record
-
-
-@contextmanager
-def _scratch(out: Path) -> Iterator[Path]:
-    """A folder inside `out` for what is only measured; one that a killed run left is removed."""
-    folder = out / ".measured"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _finite(number: float | None) -> float | None:
@@ -198,7 +179,7 @@ def _write(
     merged: bool,
     lighter: Path | None,
 ) -> _Written:
-    """Write all forms that can be had.
+    """Write all forms that can be had into the folder `out`.
 
     Args:
         lighter: where a delta for other engines is put to be measured; None if it is not.

@@ -5,7 +5,6 @@ The way of `abl_hub.stages.apply`, for an `Addition`.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -29,11 +28,11 @@ from abl_hub.report.record import (
     EditRecord,
     Record,
     WriterRecord,
-    save_record,
 )
 from abl_hub.stages.agreement import compare_forms, refuse_disagreement
 from abl_hub.stages.forms import DELTA, MERGED, delta_record, merged_record
 from abl_hub.stages.memory import why_not_loaded
+from abl_hub.stages.replacing import making_forms, put_in_place
 from abl_hub.stages.runtime import Runtime
 
 EXACTNESS = "added"
@@ -86,55 +85,49 @@ def apply_addition(
 
     Raises:
         UnsupportedModelError: nothing behind the direction's layer can carry a constant.
-        EditError: the forms disagree; then nothing of them is left in `out`.
+        EditError: the forms disagree; then `out` is as it was.
     """
     recipe = record.recipe
     edit = recorded_addition(recipe, direction, blueprint, trace)
-    for form in (MERGED, DELTA):
-        shutil.rmtree(out / form, ignore_errors=True)
-    try:
-        written, refused = _write_merged(edit, out, source, blueprint, runtime)
+    with making_forms(out) as made:
+        written, refused = _write_merged(edit, made, source, blueprint, runtime)
         delta = write_added_delta(
             edit,
-            out / DELTA,
+            made / DELTA,
             model=blueprint,
             base=source.repo or source.folder.name,
             revision=source.commit,
         )
         agreement = _agreement(
-            edit, record, out, source, blueprint, asked, runtime, merged=written is not None
+            edit, record, made, source, blueprint, asked, runtime, merged=written is not None
         )
-    except EditError:
-        for form in (MERGED, DELTA):
-            shutil.rmtree(out / form, ignore_errors=True)
-        raise
-    record = replace(
-        record,
-        edit=EditRecord(
-            digest=edit.digest,
-            rank=1,
-            exactness=EXACTNESS,
-            writers=(
-                WriterRecord(
-                    parameter=edit.place.bias,
-                    axis=0,
-                    shape=(len(edit.vector),),
-                    strength=recipe.strength,
-                    rescaled=False,
+        record = replace(
+            record,
+            edit=EditRecord(
+                digest=edit.digest,
+                rank=1,
+                exactness=EXACTNESS,
+                writers=(
+                    WriterRecord(
+                        parameter=edit.place.bias,
+                        axis=0,
+                        shape=(len(edit.vector),),
+                        strength=recipe.strength,
+                        rescaled=False,
+                    ),
+                ),
+                rounding=recipe.rounding,
+                language_path_of=wrapper_of(
+                    source.folder, blueprint, trust_remote_code=runtime.trust_remote_code
                 ),
             ),
-            rounding=recipe.rounding,
-            language_path_of=wrapper_of(
-                source.folder, blueprint, trust_remote_code=runtime.trust_remote_code
-            ),
-        ),
-        merged=merged_record(written) if written else None,
-        delta=delta_record(delta),
-        agreement=agreement,
-        refused=refused,
-        evaluation=None,
-    )
-    save_record(record, out)
+            merged=merged_record(written) if written else None,
+            delta=delta_record(delta),
+            agreement=agreement,
+            refused=refused,
+            evaluation=None,
+        )
+        put_in_place(made, out, record)
     return record
 
 

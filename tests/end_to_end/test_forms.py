@@ -212,13 +212,13 @@ def test_what_a_portable_delta_would_cost_is_measured_on_the_base(tmp_path: Path
     for profile in ("auto", "portable"):
         out = tmp_path / profile
         assert run("extract", tmp_path / "source", "-o", out, *asked).exit_code == 0
-        (out / ".measured").mkdir()  # what a killed run has left
+        (out / ".making").mkdir()  # what a killed run has left
         record = json.loads((out / "record.json").read_text())
         record["recipe"]["delta_profile"] = profile
         (out / "record.json").write_text(json.dumps(record))
         result = run("apply", out)
         assert result.exit_code == 0, result.output
-        assert not (out / ".measured").exists()
+        assert not (out / ".making").exists()
         agreement = load_record(out).agreement
         costs.append(agreement.portable_kl if profile == "auto" else agreement.delta_kl)
     assert costs[0] == pytest.approx(costs[1], rel=0.01)

@@ -1,4 +1,4 @@
-"""`apply` on an output that has its forms: the old ones stay until the new are whole and checked."""
+"""`apply` where there are forms already: they stay until the new ones are whole and checked."""
 
 from __future__ import annotations
 

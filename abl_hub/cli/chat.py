@@ -17,7 +17,7 @@ from abl_hub.cli.options import runtime_of
 from abl_hub.cli.output import Output
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 HELP = "/strength N, /system TEXT, /reset, /quit"
 
@@ -79,8 +79,23 @@ def chat(
                 why=str(error).strip().splitlines()[0],
                 next_step="`chat` runs no code of a repository",
             ) from error
-        output.note(HELP)
-        _talk(engine, pair, max_new_tokens, sys.stdin)
+        output.note(f"Ask something; there are also {HELP}")
+        try:
+            _talk(engine, pair, max_new_tokens, _lines(output))
+        except KeyboardInterrupt:
+            output.note("")  # Ctrl-C is a way to leave
+
+
+def _lines(output: Output) -> Iterator[str]:
+    """What is typed or piped in, line by line; somebody who types sees where."""
+    prompting = sys.stdin.isatty()
+    while True:
+        if prompting:
+            output.ask("> ")
+        line = sys.stdin.readline()
+        if not line:
+            return
+        yield line
 
 
 def _engine(folder: Path) -> Any:

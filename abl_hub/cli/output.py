@@ -61,6 +61,11 @@ class Output:
         if self.format != "quiet":
             click.echo(text, err=True)
 
+    def ask(self, prompt: str) -> None:
+        """Where somebody is to type, to stderr."""
+        if self.format != "quiet":
+            click.echo(prompt, nl=False, err=True)
+
     def detail(self, text: str) -> None:
         """Something that only --verbose tells, to stderr."""
         if self.verbose:

@@ -58,6 +58,11 @@ def check_recipe(recipe: Recipe, runtime: Runtime) -> None:
     if recipe.tasks is not None:
         check_tasks(recipe.tasks)
     check_judges(recipe, runtime)
+    if recipe.markers is None and "refus" not in recipe.behaviour.lower():
+        runtime.progress.note(
+            f"{recipe.behaviour} will be judged by refusal phrases: say with --marker what replies "
+            "that show it open with"
+        )
 
 
 def _refuse_unusable(recipe: Recipe) -> None:

@@ -42,6 +42,7 @@ CSS = """
 #changes table, #changes table * {border: 0 !important}
 #changes th, #changes td {text-align: left; padding: 0.3rem 0.8rem 0.3rem 0 !important;
   white-space: nowrap}
+#changes td:first-child {white-space: normal; min-width: 7.5rem}
 #changes table tr {border-bottom: 1px solid var(--border-color-primary) !important}
 #changes img {max-width: 100%; border-radius: 6px; margin: 0.5rem 0}
 @media (max-width: 640px) {

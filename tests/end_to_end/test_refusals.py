@@ -355,3 +355,11 @@ def test_a_full_disk(
     little = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr("abl_hub.edits.staging.shutil.disk_usage", lambda _folder: little)
     refused(run(model, "--max-new-tokens", "8"), tmp_path, "disk")
+
+
+def test_another_behaviour_judged_by_refusal_phrases_is_told(run: Run, model: Path) -> None:
+    told = "formality will be judged by refusal phrases: say with --marker"
+    assert told in run(model, "--dry-run", "--behaviour", "formality").stderr
+    marked = run(model, "--dry-run", "--behaviour", "formality", "--marker", "Dear")
+    assert told not in marked.stderr
+    assert told not in run(model, "--dry-run").stderr

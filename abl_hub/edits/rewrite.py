@@ -25,6 +25,8 @@ CANCELLING_CHUNK_NUMBERS = 1 << 22
 _MOST_LOST = 0.01
 """Of what was along the directions."""
 _ROUNDED = 1 + 1e-6
+_MOST_SWEEPS = 16
+"""As many as E2M1 has steps; that it does not help is seen after a few, and is rare."""
 
 
 @contextmanager
@@ -111,7 +113,10 @@ def _edit_columns(
         if cancelling:
             left = factors.read @ rows.decode(rounded, block, row).double().T
             left -= _wanted(factors, found.T.double())
-            rounded = _cancel_columns(rows, block, row, rounded, factors.read, left)
+            heavy, light = by_weight(factors.read)
+            for _ in _sweeps(found, left):
+                rounded = _cancel_columns(rows, block, row, rounded, factors.read, left, heavy)
+            rounded = _cancel_columns(rows, block, row, rounded, factors.read, left, light)
             _check_range(rows, found, lost, left)
         rows.write(target, block, row, rounded)
 
@@ -135,7 +140,10 @@ def _edit_rows(
         if cancelling:
             left += (read[:, part] @ rows.decode(rounded, block, row)).double()
     if cancelling:
-        _cancel_rows(rows, block, target, factors.read, left)
+        heavy, light = by_weight(factors.read)
+        for _ in _sweeps(found, left):
+            _cancel_rows(rows, block, target, factors.read, left, heavy)
+        _cancel_rows(rows, block, target, factors.read, left, light)
         _check_range(rows, found, lost, left)
 
 
@@ -154,11 +162,16 @@ def _along_rows(rows: Rows, block: int, read: torch.Tensor, source: FileIO) -> t
 
 
 def _cancel_columns(
-    rows: Rows, block: int, row: int, raw: torch.Tensor, read: torch.Tensor, left: torch.Tensor
+    rows: Rows,
+    block: int,
+    row: int,
+    raw: torch.Tensor,
+    read: torch.Tensor,
+    left: torch.Tensor,
+    order: torch.Tensor,
 ) -> torch.Tensor:
     number_format = rows.matrix.format
     assert number_format is not None
-    order = by_weight(read)
     ordinals = number_format.ordinals(raw)
     scales = rows.scales_of(block, torch.arange(row, row + len(raw)))
     moving = ordinals[:, order].T.contiguous()
@@ -174,11 +187,15 @@ def _cancel_columns(
 
 
 def _cancel_rows(
-    rows: Rows, block: int, target: FileIO, read: torch.Tensor, left: torch.Tensor
+    rows: Rows,
+    block: int,
+    target: FileIO,
+    read: torch.Tensor,
+    left: torch.Tensor,
+    order: torch.Tensor,
 ) -> None:
     number_format = rows.matrix.format
     assert number_format is not None
-    order = by_weight(read)
     count = max(1, CHUNK_NUMBERS // rows.columns)
     for first in range(0, len(order), count):
         chosen = order[first : first + count]
@@ -202,6 +219,19 @@ def _cut_off(rows: Rows, numbers: torch.Tensor, block: int, row: int) -> torch.T
         return torch.zeros_like(numbers)
     largest = scales * float(number_format.values(torch.tensor(number_format.largest)))
     return numbers.sign() * (numbers.abs() - _ROUNDED * largest).clamp_min(0)
+
+
+def _sweeps(found: torch.Tensor, left: torch.Tensor) -> Iterator[int]:
+    """Once; then, while there is more left than may be, again: each sweep moves an entry by one
+    step at most, and a direction of few entries may need several steps of each.
+
+    Args:
+        left: as cancelling has changed it, when the next sweep is asked for.
+    """
+    for sweep in range(_MOST_SWEEPS):
+        yield sweep
+        if float(left.norm()) <= _MOST_LOST * float(found.norm()):
+            return
 
 
 def _check_range(rows: Rows, found: torch.Tensor, lost: torch.Tensor, left: torch.Tensor) -> None:

@@ -24,6 +24,9 @@ after some hundred what is left is far below one step of the remaining ones."""
 _QUARTERS = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 4, 5, 5, 5, 5, *[6] * 6, 7]).byte()
 """⌈4 |x|⌉ → magnitude bits of the E2M1 number that is nearest to x."""
 
+_HEAVY = 0.1
+"""As a share of the heaviest entry of a direction."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
@@ -108,10 +111,17 @@ E4M3 = Format(dtype=torch.float8_e4m3fn, sign=0x80, largest=0x7E)
 E2M1 = Format(dtype=None, sign=0x8, largest=0x7)
 
 
-def by_weight(read: torch.Tensor) -> torch.Tensor:
-    """The entries of a stream vector that may move, by their falling weight in `read` (k, n)."""
-    order: torch.Tensor = read.square().sum(dim=0).argsort(descending=True, stable=True)
-    return order[: CANCELLED_ENTRIES * len(read)]
+def by_weight(read: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The entries of a stream vector that may move, by their falling weight in `read` (k, n):
+    the heavy ones, within a tenth of the heaviest, and the light ones.
+
+    Several steps of a heavy entry are the edit itself, if it is hard to round; several of a light
+    one would be noise in exchange for next to nothing.
+    """
+    weight = read.square().sum(dim=0)
+    order = weight.argsort(descending=True, stable=True)[: CANCELLED_ENTRIES * len(read)]
+    heavy = int((weight[order] >= _HEAVY**2 * weight.max()).sum())
+    return order[:heavy], order[heavy:]
 
 
 def cancel(

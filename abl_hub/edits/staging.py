@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import os
 import shutil
 import tempfile
@@ -125,7 +126,7 @@ def _prefix(out: Path) -> str:
 
 
 def _remove_abandoned(out: Path) -> None:
-    for folder in out.parent.glob(f"{_prefix(out)}*"):
+    for folder in out.parent.glob(f"{glob.escape(_prefix(out))}*"):
         lock = _lock(folder)
         if lock is not None:
             shutil.rmtree(folder, ignore_errors=True)

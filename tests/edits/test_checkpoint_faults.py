@@ -386,6 +386,15 @@ def test_what_safetensors_cannot_write_is_told_too(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_names_with_wildcards_are_names(tmp_path: Path) -> None:
+    for name in ("out[1]", "out*", "other"):
+        (tmp_path / f".{name}.partial-abandoned").mkdir()
+    for name in ("out[1]", "out*"):
+        with staging.staging(tmp_path / name):
+            assert not (tmp_path / f".{name}.partial-abandoned").exists()
+    assert [folder.name for folder in tmp_path.iterdir()] == [".other.partial-abandoned"]
+
+
 def test_abandoned_sibling_is_removed_and_a_live_one_is_not(source: Path, tmp_path: Path) -> None:
     abandoned = tmp_path / ".out.partial-abandoned"
     abandoned.mkdir()

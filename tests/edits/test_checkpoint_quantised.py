@@ -147,6 +147,29 @@ def test_direction_goes_and_the_rest_stays(
     assert changed == {codes_key}
 
 
+@pytest.mark.parametrize("heavy", [2, 4, 8])
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_direction_of_few_entries_takes_several_steps_of_each(
+    name: str, heavy: int, tmp_path: Path
+) -> None:
+    make, dequantised = FORMATS[name]
+    writer = make(tmp_path / "source")
+    sparse = 0.004 * torch.randn(1, WIDTH, generator=torch.Generator().manual_seed(4)).double()
+    sparse[0, 7 : 7 + 9 * heavy : 9] += torch.linspace(1, 1.3, heavy, dtype=torch.float64)
+    edit = Edit(directions=orthonormal(sparse), writers=(writer,), strengths=(1.0,))
+    model = tiny.on_meta(tmp_path / "source")
+    merged = write_merged(edit, tmp_path / "source", tmp_path / "out", model=model)
+    before, after = (
+        dequantised(folder, writer.parameter) for folder in (tmp_path / "source", merged.folder)
+    )
+
+    def along(weight: torch.Tensor) -> float:
+        return float(torch.tensordot(edit.directions, weight, ([1], [writer.axis])).norm())
+
+    assert along(after) < 0.01 * along(before)
+    assert (after - before).norm() / before.norm() < 0.2
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_the_codes_cannot_hold_is_refused(name: str, tmp_path: Path) -> None:
     make, _ = FORMATS[name]

@@ -63,7 +63,7 @@ def test_cancelling_shrinks_what_is_left_at_little_cost(number_format: Format, r
     ordinals = number_format.ordinals(number_format.encode(exact))
     nearest = number_format.values(ordinals).double()
     left = read @ (nearest - exact)
-    order = by_weight(read)
+    order = torch.cat(by_weight(read))
     moving = ordinals[order].contiguous()
     cancel(moving, None, number_format, read[:, order], left)
     ordinals[order] = moving

@@ -9,7 +9,7 @@ from abl_hub.errors import SourceError
 from abl_hub.hub.shown import fetch_shown
 from abl_hub.report.record import load_record
 from abl_hub.stages.forms import DELTA
-from abl_hub.stages.inputs import base_place
+from abl_hub.stages.inputs import base_place, note_another_base
 from abl_hub.stages.memory import refuse_if_too_large
 from abl_hub.stages.runtime import Runtime
 from abl_hub.stages.space import write_space
@@ -48,4 +48,6 @@ def compare_folder(
             next_step="Say where the base lies: --base",
         )
     refuse_if_too_large(base or base_place(record))
+    if base is not None:
+        note_another_base(base, record, runtime)
     return write_space(out, scratch / "space", record, {}, base=base, delta=delta)

@@ -107,6 +107,19 @@ def base_place(record: Record) -> str:
     return source.repo or source.name
 
 
+def note_another_base(base: str, record: Record, runtime: Runtime) -> None:
+    """Say so where `base`, a folder, holds other weights than the record's base."""
+    folder = local_folder(base, None)
+    if folder is None:
+        return
+    source = resolve_source(base, progress=runtime.progress)
+    if weights_digest(source) != record.source.digest:
+        runtime.progress.note(
+            f"The weights in {base} are not those of the record's base: what the edited model says "
+            "on them was not measured"
+        )
+
+
 def located(recipe: Recipe) -> Recipe:
     """The recipe with absolute paths of folders and files: it means the same in every folder."""
 

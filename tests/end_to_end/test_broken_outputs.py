@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 
 from abl_hub.cli.group import abl_hub
 from abl_hub.directions.direction import Direction
@@ -109,3 +110,23 @@ def test_a_dose_that_is_no_number_leaves_the_record_as_it_is(out: Path) -> None:
         assert result.exit_code == 2, result.output
         assert "Invalid value for '--dose'" in result.stderr
     assert load_record(out) == before
+
+
+def test_a_base_with_other_weights_is_told(out: Path, demo: Path, tmp_path: Path) -> None:
+    said = "are not those of the record's base"
+    same = CliRunner().invoke(abl_hub, ["chat", str(out), "--base", str(demo)], input="/quit\n")
+    assert same.exit_code == 0, same.output
+    assert said not in same.stderr
+    other = Path(shutil.copytree(demo, tmp_path / "other"))
+    tensors = load_file(other / "model.safetensors")
+    save_file(
+        {name: 2 * tensor for name, tensor in tensors.items()},
+        other / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    result = CliRunner().invoke(abl_hub, ["chat", str(out), "--base", str(other)], input="/quit\n")
+    assert result.exit_code == 0, result.output
+    assert f"The weights in {other} {said}" in result.stderr
+    for file in other.glob("tokenizer*"):
+        file.unlink()
+    assert "tokenizer" in told(out, "chat", "--base", str(other))

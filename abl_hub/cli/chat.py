@@ -77,8 +77,8 @@ def chat(
             raise SourceError(
                 "The base cannot be loaded",
                 why=str(error).strip().splitlines()[0],
-                next_step="Give the folder or Hub id of a whole chat model with its tokenizer; `chat` "
-                "runs no code of a repository",
+                next_step="Give a whole chat model with its tokenizer; `chat` runs no code of a "
+                "repository",
             ) from error
         output.note(f"Ask something; there are also {HELP}")
         try:

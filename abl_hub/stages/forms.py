@@ -51,6 +51,8 @@ def _notes(merged: Merged) -> tuple[str, ...]:
     notes = []
     if merged.untied:
         notes.append("the output head has its own, unedited matrix now (it was tied)")
+    if merged.changes_head:
+        notes.append("the output head is still tied to the embedding and changed with it")
     if merged.left_alone_keys:
         notes.append(
             f"{len(merged.left_alone_keys)} tensors are no part of the model that transformers "

@@ -113,7 +113,8 @@ def test_a_head_that_stays_tied_is_changed_and_said_to_be(tmp_path: Path) -> Non
     model = save_chat_model(tmp_path / "tied", "qwen2", tie_word_embeddings=True)
     positive, negative = save_prompts(tmp_path)
     asked = ["--positive", positive, "--negative", negative, *SMALL]
-    for name, more in (("untied", []), ("tied-out", ["--no-untie"])):
+    half = ["--no-untie", "--strength", 0.5]
+    for name, more in (("untied", []), ("tied-out", ["--no-untie"]), ("half", half)):
         out = tmp_path / name
         result = run("extract", model, "-o", out, *asked, *more)
         assert result.exit_code == 0, result.output
@@ -122,6 +123,9 @@ def test_a_head_that_stays_tied_is_changed_and_said_to_be(tmp_path: Path) -> Non
     untied, tied = load_record(tmp_path / "untied"), load_record(tmp_path / "tied-out")
     assert untied.edit.exactness == "exact"
     assert tied.edit.exactness == "head changed"
+    assert load_record(tmp_path / "half").edit.exactness == "partial"
+    for record in (tied, load_record(tmp_path / "half")):
+        assert any("head is still tied" in note for note in record.merged.notes)
     assert untied.agreement.hooks_merged < 1e-4
     kept = json.loads((tmp_path / "tied-out" / "merged" / "config.json").read_text())
     assert kept["tie_word_embeddings"] is True

@@ -10,6 +10,7 @@ runs `--runs` times, in turn. The page cache is warm, but where it says "from th
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import resource
@@ -190,6 +191,9 @@ def run_way(way: str, source: Path, out: Path) -> dict[str, float]:
 
         import abl_hub.edits.checkpoint
         import abl_hub.edits.delta  # noqa: F401
+
+        if importlib.util.find_spec("bitsandbytes"):  # PEFT imports it with its first layer
+            importlib.import_module("bitsandbytes")
 
         _edit(source)
         torch.randn(2, 2).mm(torch.randn(2, 2))

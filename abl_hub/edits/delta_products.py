@@ -6,13 +6,16 @@ the weight. Knows nothing of PEFT.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from io import FileIO
 
 import torch
 
 from abl_hub.edits.keys import CheckpointTensors
 from abl_hub.edits.matrix import Rows
 from abl_hub.edits.rewrite import contract
+from abl_hub.edits.safetensors_file import StoredTensor
 from abl_hub.model.writers import Writer
 
 Read = Callable[[str], torch.Tensor]
@@ -52,10 +55,17 @@ def products_of_checkpoint(tensors: CheckpointTensors) -> Product:
         found = []
         for place in sorted(places, key=lambda place: place.expert or 0):
             with place.matrix.codes.file.open("rb", buffering=0) as file:
+                _fetch_ahead(file, place.matrix.codes)
                 found.append(contract(Rows.of(place.matrix, place.axis), along, file))
         return found[0] if places[0].expert is None else torch.stack(found, dim=1)
 
     return product
+
+
+def _fetch_ahead(file: FileIO, codes: StoredTensor) -> None:
+    """Let the disk bring all of a tensor while its beginning is multiplied, where a system can."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file.fileno(), codes.start, codes.size_bytes, os.POSIX_FADV_WILLNEED)
 
 
 def _product(along: torch.Tensor, weight: torch.Tensor, axis: int) -> torch.Tensor:

@@ -44,14 +44,14 @@ class Budget:
 
     Args:
         steps: evaluations of loss and gradient for the first point of the front; every direction
-            gets half of them.
+            gets a third of them.
         further: evaluations for each further point, from its neighbour.
         kl_weight: nats of KL against log-odds at the first point.
         leaps: most points with three times the weight of the last, or a third of it.
         gap: between the last weight without the behaviour and the first with it; a wider one is
             halved.
         positive: prompts that are fitted on.
-        negative: replies that are fitted on.
+        negative: replies that are fitted on; too few, and the KL of other replies is higher.
         asked: training prompts and replies that tell where a point of the front lies.
         opening: share of openings with the behaviour above which it has come back.
     """
@@ -62,7 +62,7 @@ class Budget:
     leaps: int = 4
     gap: float = 1.4
     positive: int = 16
-    negative: int = 12
+    negative: int = 24
     asked: int = 32
     opening: float = 0.02
 
@@ -137,23 +137,26 @@ def fit(
     with torch.no_grad():
         base = [bounded(table).half().cpu() for table in _all_replies(chat, lesson.negative)]
     courses = [_Course(chat, edit, names, gains, lesson, base, budget, seed) for edit in edits]
-    half = math.ceil(budget.steps / 2)
+    third = math.ceil(budget.steps / 3)
     with progress.stage("Fitting strengths") as advance:
         losses = []
         for course in courses:
-            losses.append(course.descend(budget.kl_weight, half))
-            advance(half)
+            losses.append(course.descend(budget.kl_weight, third))
+            advance(third)
         chosen = min(range(len(edits)), key=losses.__getitem__)
         course = courses[chosen]
-        course.descend(budget.kl_weight, budget.steps - half)
-        advance(budget.steps - half)
+        course.descend(budget.kl_weight, budget.steps - third)
+        advance(budget.steps - third)
         points = [course.point(budget.kl_weight)]
         while (weight := _next_weight(points, budget)) is not None:
             nearest = min(points, key=lambda one: abs(math.log(one.kl_weight / weight)))
             course.start(nearest.strengths)
             course.descend(weight, budget.further)
-            points.append(course.point(weight))
             advance(budget.further)
+            point = course.point(weight)
+            if point.strengths == nearest.strengths:
+                break  # At their bounds: no weight moves them any more.
+            points.append(point)
     return Front(chosen=chosen, points=tuple(sorted(points, key=lambda one: one.kl_weight)))
 
 

@@ -171,7 +171,8 @@ class _At:
             )
         if status == 401:
             why = "the token is not valid" if signed_in else "no token was sent"
-            return HubError(f"The Hub does not know who you are ({self.name})", why=said or why,
+            at = f" ({self.repo})" if self.repo else ""
+            return HubError(f"The Hub does not know who you are{at}", why=said or why,
                             next_step=LOG_IN)  # fmt: skip
         if status == 403 and missing is not HubError:
             return missing(

@@ -7,12 +7,14 @@ memory here.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
-from abl_hub.model.batches import by_length, equal_length_batches, right_padded
+from abl_hub.model.batches import Batch, by_length, equal_length_batches, right_padded
 from abl_hub.model.chat import ChatModel
 
 
@@ -55,30 +57,50 @@ def greedy_replies(
 
 
 @torch.inference_mode()
-def _generated(
-    chat: ChatModel, prompts: Sequence[str], *, max_new_tokens: int, rows: int
-) -> list[Reply]:
-    sequences = [chat.prompt_tokens(prompt) for prompt in prompts]
+def greedy(chat: ChatModel, batch: Batch, *, max_new_tokens: int) -> list[list[int]]:
+    """The likeliest token after every row, then after that …; rows that ended are filled up.
+
+    What the checkpoint asks for beyond that (penalties, suppressed tokens, least lengths) is left
+    out: an edit is judged by what it makes likeliest, and that is what a forward pass tells, too.
+    """
     stops = sorted(chat.stop_tokens)
     padding = chat.tokenizer.pad_token_id
     config = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=max_new_tokens,
         do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
         eos_token_id=stops or None,
         pad_token_id=padding if padding is not None else (stops[0] if stops else 0),
     )
-    replies: list[Reply | None] = [None] * len(prompts)
-    for batch in equal_length_batches(sequences, rows=rows, device=chat.device):
+    with _without_own_settings(chat.model):
         output = chat.model.generate(
             input_ids=batch.tokens,
             attention_mask=torch.ones_like(batch.tokens),
             generation_config=config,
         )
-        for index, row in zip(batch.indices, output[:, batch.tokens.shape[1] :], strict=True):
-            replies[index] = _reply(chat, row.tolist())
+    found: list[list[int]] = output[:, batch.tokens.shape[1] :].tolist()
+    return found
+
+
+@contextmanager
+def _without_own_settings(model: Any) -> Iterator[None]:
+    """`generate` fills what a configuration leaves open from the model's own."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def _generated(
+    chat: ChatModel, prompts: Sequence[str], *, max_new_tokens: int, rows: int
+) -> list[Reply]:
+    sequences = [chat.prompt_tokens(prompt) for prompt in prompts]
+    replies: list[Reply | None] = [None] * len(prompts)
+    for batch in equal_length_batches(sequences, rows=rows, device=chat.device):
+        rows_said = greedy(chat, batch, max_new_tokens=max_new_tokens)
+        for index, tokens in zip(batch.indices, rows_said, strict=True):
+            replies[index] = _reply(chat, tokens)
     return [reply for reply in replies if reply is not None]
 
 

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import GenerationConfig
 
 from abl_hub.demo.corpus import prompts
 from abl_hub.model.chat import ChatModel, load_chat_model
@@ -87,3 +89,29 @@ def test_empty_drafts(chat: ChatModel, said: list[Reply]) -> None:
     nothing = Reply(tokens=(), text="", ended=False)
     assert drafted(chat, [nothing] * len(ASKED)) == said
     assert greedy_replies(chat, [], max_new_tokens=4, drafts=[]) == []
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"min_new_tokens": 30},
+        {"suppress_tokens": [9, 10, 11]},
+        {"exponential_decay_length_penalty": (2, 3.0)},
+        {"guidance_scale": 2.0},
+        {"return_dict_in_generate": True},
+        {"stop_strings": ["I"]},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_what_a_checkpoint_asks_of_generation_is_left_out(
+    chat: ChatModel, said: list[Reply], settings: dict[str, Any]
+) -> None:
+    own = chat.model.generation_config
+    asked = GenerationConfig(**own.to_dict() | settings)
+    chat.model.generation_config = asked
+    try:
+        assert greedy_replies(chat, ASKED, max_new_tokens=LENGTH) == said
+        assert drafted(chat, said) == said
+        assert chat.model.generation_config is asked
+    finally:
+        chat.model.generation_config = own

@@ -10,15 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from jinja2 import TemplateError
-from transformers import GenerationConfig
 
 from abl_hub.errors import AblHubError, EvaluationError
 from abl_hub.evaluation.subject import Subject
 from abl_hub.model.batches import equal_length_batches
 from abl_hub.model.chat import load_chat_model
-from abl_hub.model.generate import Reply
+from abl_hub.model.generate import Reply, greedy
 
 _ROWS = 8
 _VERDICT_TOKENS = 8
@@ -46,31 +44,18 @@ class Guard:
                 f"{name} is no guard that can be asked", why=error.what
             ) from error
 
-    @torch.inference_mode()
     def shows(
         self, subject: Subject, prompts: Sequence[str], replies: Sequence[Reply]
     ) -> list[bool]:
         """Whether its greedy verdict on each reply begins with the word, in whatever case."""
         chat = self.chat
-        padding = chat.tokenizer.pad_token_id
-        config = GenerationConfig(  # type: ignore[no-untyped-call]
-            max_new_tokens=_VERDICT_TOKENS,
-            do_sample=False,
-            num_beams=1,
-            eos_token_id=sorted(chat.stop_tokens) or None,
-            pad_token_id=0 if padding is None else padding,
-        )
         pairs = zip(prompts, replies, strict=True)
         sequences = [self._tokens(prompt, reply.text) for prompt, reply in pairs]
         found = [False] * len(sequences)
         for batch in equal_length_batches(sequences, rows=_ROWS, device=chat.device):
-            output = chat.model.generate(
-                input_ids=batch.tokens,
-                attention_mask=torch.ones_like(batch.tokens),
-                generation_config=config,
-            )
-            for index, row in zip(batch.indices, output[:, batch.tokens.shape[1] :], strict=True):
-                verdict = chat.text(row.tolist()).strip().casefold()
+            verdicts = greedy(chat, batch, max_new_tokens=_VERDICT_TOKENS)
+            for index, tokens in zip(batch.indices, verdicts, strict=True):
+                verdict = chat.text(tokens).strip().casefold()
                 found[index] = verdict.startswith(self.word)
         return found
 

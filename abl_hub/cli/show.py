@@ -322,6 +322,7 @@ def _system_lines(output: Output, behaviour: str, arms: SystemArms) -> None:
         output.line(
             f"{behaviour.capitalize()} {arms.words}, {prompts}: "
             f"base {_rate(before.refused)}, edited {_rate(after.refused)}"
+            + (f", {_probability(arms.paired[side].p)}" if side in arms.paired else "")
         )
 
 

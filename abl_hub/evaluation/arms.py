@@ -95,11 +95,13 @@ class SystemArms:
 
     Args:
         condition: what stands there: an "empty" system prompt, "none", or the template's "default".
+        paired: "positive" or "negative" → exact test of base against edited on those prompts.
     """
 
     condition: Literal["empty", "none", "default"]
     base: Arm
     edited: Arm
+    paired: Mapping[str, Paired] = field(default_factory=dict)
 
     @property
     def words(self) -> str:

@@ -132,7 +132,11 @@ def evaluate_system(
             positive = bench.rates(name, "positive", subject)
             arms.append(Arm(positive=positive, negative=bench.rates(name, "negative", subject)))
             advance(1)
-    return SystemArms(condition=condition, base=arms[0], edited=arms[1])
+    paired = {
+        side: mcnemar(bench.said["base", side], bench.said["edited", side])
+        for side in ("positive", "negative")
+    }
+    return SystemArms(condition=condition, base=arms[0], edited=arms[1], paired=paired)
 
 
 def evaluate_sets(

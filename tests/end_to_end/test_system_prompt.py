@@ -125,6 +125,10 @@ def test_convert_measures_with_and_without_the_default(with_default: Path, tmp_p
     assert record.evaluation.base.positive is not None
     assert arms.base.positive.refused.value < record.evaluation.base.positive.refused.value
     assert arms.edited.positive.refused.value <= arms.base.positive.refused.value - 0.5
+    stopped = arms.base.positive.refused.value - arms.edited.positive.refused.value
+    test = arms.paired["positive"]
+    assert test.only_before - test.only_after == round(stopped * len(held_out.positive.test))
+    assert test.p < 0.05
     assert "Refusal with an empty system prompt, prompts that show it: base" in result.stdout
     card = (out / "merged" / "README.md").read_text()
     assert "The table is under the chat template's default system prompt. With an empty" in card

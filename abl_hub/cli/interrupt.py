@@ -9,8 +9,12 @@ _heard: list[int] = []
 
 
 def listen() -> None:
-    """From now on remember that Ctrl-C was pressed, besides raising KeyboardInterrupt."""
-    signal.signal(signal.SIGINT, _hear)
+    """From now on remember that Ctrl-C was pressed, besides raising KeyboardInterrupt.
+
+    Whoever started us deaf to it, as a shell does what runs behind it, or nohup, is obeyed.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _hear)
 
 
 def raise_if_heard() -> None:

@@ -217,3 +217,18 @@ main()
     assert result.returncode == 130, result.stderr
     assert "went on" not in result.stdout
     assert "Interrupted." in result.stderr
+
+
+def test_a_run_in_the_background_is_not_interrupted() -> None:
+    code = """
+import os, signal
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell starts it behind an ampersand
+from abl_hub.cli.interrupt import listen, raise_if_heard
+
+listen()
+os.kill(os.getpid(), signal.SIGINT)
+raise_if_heard()
+print("went on")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "went on\n", result.stderr

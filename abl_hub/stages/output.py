@@ -101,7 +101,7 @@ def making(out: Path, *, overwrite: bool, source: Path | None = None) -> Iterato
                 why=f"{out} would be made there",
                 next_step="Move it away, or give another -o",
             )
-        held = _hold(marker, out)
+        held = hold(marker, out)
     except OSError as error:
         raise OutputError(
             f"{folder} cannot be made",
@@ -146,7 +146,7 @@ def _check_apart(out: Path, source: Path) -> None:
         )
 
 
-def _hold(marker: Path, out: Path) -> int:
+def hold(marker: Path, out: Path) -> int:
     """An advisory lock on the marker, which is made if need be, until the descriptor is closed.
 
     Raises:

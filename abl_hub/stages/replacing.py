@@ -6,14 +6,18 @@ nothing was applied yet, and `apply` begins again. Knows folders and the record;
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from abl_hub.errors import OutputError
 from abl_hub.report.record import Record, save_record
 from abl_hub.stages.forms import DELTA, MERGED
+from abl_hub.stages.output import MARKER, hold
 
 MAKING = ".making"
 """Inside the output, so that a rename is enough."""
@@ -21,14 +25,31 @@ MAKING = ".making"
 
 @contextmanager
 def making_forms(out: Path) -> Iterator[Path]:
-    """A folder inside `out` to write forms into; one that a killed run left is removed."""
+    """A folder inside `out` to write forms into; what a killed run left there is removed.
+
+    Raises:
+        OutputError: another process is in it, or it cannot be made.
+    """
     folder = out / MAKING
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
     try:
+        if folder.is_symlink():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        folder.mkdir(exist_ok=True)
+        held = hold(folder / MARKER, out)
+    except OSError as error:
+        raise OutputError(
+            f"{folder} cannot be made",
+            why=str(error.strerror),
+            next_step="Remove what is there, or get permission to write there",
+        ) from error
+    try:
+        for left in folder.iterdir():
+            if left.is_dir():
+                shutil.rmtree(left)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(held)
 
 
 def put_in_place(made: Path, out: Path, record: Record) -> None:

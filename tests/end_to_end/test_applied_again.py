@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from abl_hub.cli.group import abl_hub as command
-from abl_hub.errors import EditError
+from abl_hub.errors import EditError, OutputError
 from abl_hub.progress import Advance, Silent
 from abl_hub.report.record import Record, load_record
 from abl_hub.stages import replacing
@@ -115,3 +115,26 @@ def test_killed_while_forms_change_places_it_says_so(
     assert (record.agreement is None) == (after > 0)
     assert apply(out, Runtime()).agreement is not None
     _as_recorded(out)
+
+
+def test_two_at_once_do_not_share_a_folder(out: Path) -> None:
+    before = _files(out)
+    with replacing.making_forms(out) as made:
+        (made / "merged").mkdir()
+        with pytest.raises(OutputError, match="Another process is making"):
+            apply(out, Runtime())
+        assert (made / "merged").is_dir()
+    assert _files(out) == before
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_what_is_no_folder_of_ours_is_left(kind: str, out: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "letter.txt").write_text("dear")
+    place = out / replacing.MAKING
+    place.write_text("mine") if kind == "file" else place.symlink_to(theirs)
+    with pytest.raises(OutputError, match="cannot be made"):
+        apply(out, Runtime())
+    assert (theirs / "letter.txt").read_text() == "dear"
+    assert place.is_symlink() == (kind == "link")

@@ -58,10 +58,10 @@ def write_card(
     Raises:
         EvaluationError: the record has no evaluation yet.
         SourceError: the base's licence files are not there.
-        OutputError: there is a link in `folder`, through which others' files would be written.
+        OutputError: `folder` is a link, or there is one in it, through which others' files would be written.
     """
     record = load_record(out)
-    places = (*folder.glob("*"), *folder.glob(f"{PLOTS}/*"))
+    places = (folder, *folder.glob("*"), *folder.glob(f"{PLOTS}/*"))
     linked = next((path for path in places if path.is_symlink()), None)
     if linked is not None:
         raise OutputError(

@@ -272,6 +272,17 @@ def test_nothing_is_written_through_a_stranger_s_link(out: Path, name: str) -> N
     assert mine.read_text() == "of this machine"
 
 
+def test_nothing_is_written_into_a_folder_that_a_stranger_linked(out: Path) -> None:
+    mine = out.parent / "mine"
+    (out / "delta").rename(mine)
+    (out / "delta").symlink_to(mine)
+    (mine / "README.md").write_text("of this machine")
+    done = CliRunner().invoke(command, ["card", str(out)])
+    assert done.exit_code == 1
+    assert "is a link" in done.output
+    assert (mine / "README.md").read_text() == "of this machine"
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

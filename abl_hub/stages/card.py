@@ -58,7 +58,7 @@ def write_card(
     Raises:
         EvaluationError: the record has no evaluation yet.
         SourceError: the base's licence files are not there.
-        OutputError: `folder` is a link, or there is one in it, through which others' files would be written.
+        OutputError: `folder` is a link, or holds one, through which others' files would be written.
     """
     record = load_record(out)
     places = (folder, *folder.glob("*"), *folder.glob(f"{PLOTS}/*"))

@@ -16,11 +16,11 @@ import torch
 from jinja2 import TemplateError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoTokenizer, BitsAndBytesConfig
 
 from abl_hub.errors import SourceError, UnsupportedModelError
 from abl_hub.model.layers import decoder_layers
-from abl_hub.model.meta import auto_class
+from abl_hub.model.meta import auto_class, read_config
 
 LoadIn = Literal["4bit", "8bit"]
 
@@ -161,10 +161,8 @@ def load_chat_model(
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
     quantised = {} if load_in is None else _quantised(load_in, dtype)
     model: Any
+    config = read_config(folder, trust_remote_code=trust_remote_code)
     try:
-        config = AutoConfig.from_pretrained(
-            folder, trust_remote_code=trust_remote_code, local_files_only=True
-        )
         model = auto_class(config).from_pretrained(
             folder,
             **{

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -33,9 +34,14 @@ def meta_model(
     """The model of a folder's config.json, or of a configuration, on the meta device.
 
     Raises:
-        UnsupportedModelError: not a causal language model that transformers can build.
+        SourceError, UnsupportedModelError: as `read_config`, or not a causal language model that
+            transformers can build.
     """
-    config = _config(source, trust_remote_code) if isinstance(source, Path) else source
+    config = (
+        read_config(source, trust_remote_code=trust_remote_code)
+        if isinstance(source, Path)
+        else source
+    )
     build: Any = auto_class(config).from_config
     try:
         with torch.device("meta"):
@@ -57,7 +63,7 @@ def wrapper_of(
 
     Some configurations of such classes build a causal language model of their text part alone.
     """
-    config = _config(folder, trust_remote_code)
+    config = read_config(folder, trust_remote_code=trust_remote_code)
     if config.get_text_config() is config:
         return None
     if model.config.get_text_config() is not model.config:
@@ -92,7 +98,14 @@ def auto_class(config: PretrainedConfig) -> Any:
     return wrapper if known else causal
 
 
-def _config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
+def read_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration of a model folder, as transformers reads it.
+
+    Raises:
+        SourceError: config.json cannot be read.
+        UnsupportedModelError: transformers knows no such model, or it holds values that no such
+            model has.
+    """
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True
@@ -109,6 +122,12 @@ def _config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:
             f"The configuration in {folder} is not one that transformers knows",
             why=first,
             next_step="Upgrade transformers, or add --trust-remote-code if you trust its code",
+        ) from error
+    except StrictDataclassError as error:
+        raise UnsupportedModelError(
+            f"The configuration in {folder} is not one of its kind of model",
+            why=" ".join(str(error).split()),
+            next_step="Repair config.json, or download the model again",
         ) from error
     return config
 

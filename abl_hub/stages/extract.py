@@ -15,7 +15,7 @@ from abl_hub.directions.methods.category import category_directions, cosines
 from abl_hub.directions.selection import behaviour_tokens, validate
 from abl_hub.edits.carrying import carrying_layers
 from abl_hub.errors import EditError
-from abl_hub.model.chat import load_chat_model
+from abl_hub.model.chat import load_chat_model, load_tokenizer
 from abl_hub.model.meta import meta_model
 from abl_hub.model.opening import common_opening, opened
 from abl_hub.model.trace import trace_writers
@@ -36,6 +36,7 @@ from abl_hub.stages.inputs import (
     describe_source,
     fetch_prompts,
     fetch_source,
+    fetch_weights,
     located,
 )
 from abl_hub.stages.legal import keep_legal
@@ -62,15 +63,17 @@ def extract(recipe: Recipe, out: Path, runtime: Runtime, *, command: str = "") -
             runtime.progress.note(
                 f"The category column of {side.name} is not used: it holds {side.ignored}"
             )
-    source = fetch_source(recipe, runtime)
+    # Traced, and the template read, before the weights are downloaded: a refusal costs nothing.
+    source = fetch_source(recipe, runtime, weights=False)
     refuse_quantised(source.folder)
-    # Traced before the weights are loaded, so that a refusal costs nothing.
     blueprint = meta_model(source.folder, trust_remote_code=runtime.trust_remote_code)
     trace = trace_writers(blueprint)
     if recipe.induce:
         carrying_layers(blueprint, trace)
     else:
         example_removal(recipe, trace)
+    load_tokenizer(source.folder, trust_remote_code=runtime.trust_remote_code)
+    source = fetch_weights(source, recipe, runtime)
     chat = load_chat_model(
         source.folder,
         dtype=dtype_named(recipe.dtype),

@@ -51,6 +51,11 @@ def fetch_source(
     )
 
 
+def fetch_weights(source: Source, recipe: Recipe, runtime: Runtime) -> Source:
+    """A source that was fetched without its weights, with them."""
+    return fetch_source(recipe, runtime, commit=source.commit) if source.absent else source
+
+
 def fetch_prompts(
     recipe: Recipe, runtime: Runtime, *, positive: str | None = None, negative: str | None = None
 ) -> Prompts:

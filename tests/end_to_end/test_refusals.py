@@ -348,6 +348,55 @@ def test_the_network_is_lost_half_way(
         assert (tmp_path / "out" / "record.json").is_file()
 
 
+def quantise(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def take_template(folder: Path) -> None:
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+
+
+def make_encoder(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["model_type"] = "modernbert"
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "word"),
+    [(quantise, "gptq"), (take_template, "chat template"), (make_encoder, "not one of its kind")],
+)
+def test_no_weight_is_downloaded_for_a_model_that_is_refused(
+    run: Run,
+    broken: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[Path], None],
+    word: str,
+) -> None:
+    spoil(broken)
+    cache = tmp_path / "cache"
+    with LocalHub(tmp_path / "hub", user="alice") as hub:
+        publish(
+            broken,
+            repo_id="alice/tiny",
+            kind="model",
+            token=hub.token,
+            endpoint=hub.endpoint,
+            commit_message="tiny",
+        )
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        result = run("alice/tiny", "--cache-dir", str(cache), "--token", hub.token)
+    refused(result, tmp_path, word)
+    assert list(cache.rglob("config.json"))
+    assert not list(cache.rglob("*.safetensors"))
+
+
 def test_a_full_disk(
     run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
 )
 
-from abl_hub.errors import EvaluationError
+from abl_hub.errors import AblHubError, EvaluationError
 from abl_hub.evaluation.subject import Subject
 from abl_hub.model.generate import Reply
+from abl_hub.model.meta import read_config
 
 _ROWS = 16
 _MOST_TOKENS = 512
@@ -89,7 +89,7 @@ def check_class(folder: Path, label: str, *, name: str) -> None:
         EvaluationError: its configuration cannot be loaded, or names no such class.
     """
     with _loading(name):
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = read_config(folder)
     _class_index(config, label, name=name)
 
 
@@ -97,7 +97,7 @@ def check_class(folder: Path, label: str, *, name: str) -> None:
 def _loading(name: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, AblHubError) as error:
         raise EvaluationError(
             f"{name} is no classifier that transformers can load",
             why=str(error).strip().splitlines()[0],

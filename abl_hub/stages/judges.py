@@ -19,7 +19,8 @@ from abl_hub.stages.runtime import Runtime
 _FIRST_TOKEN = "first-token"
 _KINDS = ("classifier:", "guard:")
 _MODEL = re.compile(
-    r"(?P<kind>classifier|guard):(?P<name>[^@#]+)(@(?P<revision>[^#]+))?#(?P<label>.+)"
+    r"(?P<kind>classifier|guard):(?P<name>[^@#]+)(@(?P<revision>[^#]+))?"
+    r"#\s*(?P<label>\S.*?)\s*"
 )
 
 

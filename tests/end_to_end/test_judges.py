@@ -23,7 +23,10 @@ from abl_hub.evaluation.judges import installed
 from abl_hub.evaluation.judges.classifier import Classifier
 from abl_hub.evaluation.subject import Subject
 from abl_hub.model.generate import Reply
+from abl_hub.report.recipe import Recipe
 from abl_hub.report.record import load_record
+from abl_hub.stages.judges import check_judges
+from abl_hub.stages.runtime import Runtime
 
 SMALL = ["--train", "48", "--validation", "8", "--test", "16", "--max-new-tokens", "24"]
 
@@ -93,6 +96,13 @@ def test_a_classifier_reads_prompt_and_reply(classifier: Path) -> None:
 def test_an_unknown_judge_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(EvaluationError, match=r"No judge 'oracle'.*first-token"):
         installed("oracle")
+
+
+def test_blanks_around_a_class_or_a_word_are_none_of_it(classifier: Path) -> None:
+    # No verdict begins with a blank: "unsafe " would never be said.
+    check_judges(Recipe(source="", judges=(f"classifier:{classifier}# refused ",)), Runtime())
+    with pytest.raises(EvaluationError, match="names no guard"):
+        check_judges(Recipe(source="", judges=("guard:org/model# ",)), Runtime())
 
 
 def test_second_opinions_categories_and_paired_tests(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,9 +101,11 @@ def test_an_unknown_judge_is_refused_with_those_that_there_are() -> None:
 
 def test_blanks_around_a_class_or_a_word_are_none_of_it(classifier: Path) -> None:
     # No verdict begins with a blank: "unsafe " would never be said.
-    check_judges(Recipe(source="", judges=(f"classifier:{classifier}# refused ",)), Runtime())
+    recipe = Recipe(source="", positive="", negative="")
+    spaced = replace(recipe, judges=(f"classifier:{classifier}# refused ",))
+    check_judges(spaced, Runtime())
     with pytest.raises(EvaluationError, match="names no guard"):
-        check_judges(Recipe(source="", judges=("guard:org/model# ",)), Runtime())
+        check_judges(replace(recipe, judges=("guard:org/model# ",)), Runtime())
 
 
 def test_second_opinions_categories_and_paired_tests(

@@ -14,7 +14,7 @@ from abl_hub.cli.output import Output
 from abl_hub.cli.values import Finite, FiniteRange, Seed, Text
 
 if TYPE_CHECKING:
-    from abl_hub.evaluation.harness import Tasks
+    from abl_hub.evaluation.tasks import Tasks
     from abl_hub.report.recipe import Recipe
     from abl_hub.stages.runtime import Runtime
 
@@ -368,7 +368,7 @@ def tasks_of(options: dict[str, Any]) -> Tasks | None:
         if path or limit or chat_template:
             raise click.UsageError("--tasks-path, --tasks-limit and the like need --tasks")
         return None
-    from abl_hub.evaluation.harness import Tasks
+    from abl_hub.evaluation.tasks import Tasks
 
     found = tuple(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
     if not found:

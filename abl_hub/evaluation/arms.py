@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from abl_hub.evaluation.harness import TaskScores
 from abl_hub.evaluation.intervals import Estimate
 from abl_hub.evaluation.paired import Paired
 from abl_hub.evaluation.refusals import REFUSAL_MARKERS
+from abl_hub.evaluation.tasks import TaskScores
 from abl_hub.evaluation.verdict import Verdict
 
 
@@ -157,7 +157,7 @@ class Evaluation:
         opinions: of other judges.
         system_arms: under another system prompt, where there is one to leave out or to let in.
         test_sets: on published test sets that were asked for.
-        tasks: what lm-eval measured (`abl_hub.evaluation.harness`).
+        tasks: what lm-eval measured (`abl_hub.evaluation.tasks`).
     """
 
     base: Arm

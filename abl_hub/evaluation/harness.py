@@ -1,7 +1,7 @@
 """Capability: tasks of lm-evaluation-harness, before and after, through its own Python API.
 
-Knows how lm-eval is asked and how its answer is read; what was done to the subject is unseen. Its
-replies, its logs and its bars are dropped: what is kept are metrics with their standard errors.
+Knows how lm-eval is asked; what was done to the subject is unseen. Its replies, its logs and its
+bars are dropped: what is kept are metrics with their standard errors.
 """
 
 from __future__ import annotations
@@ -10,113 +10,20 @@ import copy
 import hashlib
 import io
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
-from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 
 from abl_hub.errors import EvaluationError
+from abl_hub.evaluation.harness_answer import read_scores
 from abl_hub.evaluation.subject import Subject
+from abl_hub.evaluation.tasks import Tasks, TaskScores
 from abl_hub.progress import SILENT, Advance, Progress
-
-_STDERR = "_stderr"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tasks:
-    """What lm-eval is asked for.
-
-    Args:
-        names: of tasks, groups or tags, as lm-eval calls them.
-        path: folder of further tasks, as YAML.
-        limit: only the first so many questions of each task.
-        chat_template: ask through the chat template; otherwise as lm-eval does by default, without.
-    """
-
-    names: tuple[str, ...]
-    path: str | None = None
-    limit: int | None = None
-    chat_template: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """A metric's value and its standard error, where lm-eval gives one."""
-
-    value: float
-    stderr: float | None
-
-    def __str__(self) -> str:
-        parts = [part for part in (self.value, self.stderr) if part is not None]
-        return " ± ".join(f"{part:.4f}" if abs(part) < 10 else f"{part:.4g}" for part in parts)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskScore:
-    """One metric of one task or group, before and after.
-
-    Args:
-        filter: what lm-eval did to a reply before it was compared; "none" where nothing.
-        version: the task's own.
-        dataset: id of the data set; None for a group and for files on this machine.
-        digest: SHA-256 of the questions that were asked, in their order; None for a group.
-        shots: worked examples before each question.
-        count: questions that were asked.
-        part_of: the group whose own score counts this one in.
-    """
-
-    task: str
-    metric: str
-    filter: str
-    version: str | None
-    dataset: str | None
-    digest: str | None
-    shots: int | None
-    count: int
-    higher_is_better: bool | None
-    part_of: str | None
-    before: Score
-    after: Score
-
-    @property
-    def label(self) -> str:
-        """The metric as people read it: its filter where there is one, and which way is better."""
-        filtered = "" if self.filter == "none" else f" ({self.filter})"
-        arrow = {True: " ↑", False: " ↓", None: ""}[self.higher_is_better]
-        return f"{self.metric}{filtered}{arrow}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskScores:
-    """Everything that lm-eval measured.
-
-    Args:
-        lm_eval: version of lm-eval.
-    """
-
-    lm_eval: str
-    limit: int | None
-    chat_template: bool
-    scores: tuple[TaskScore, ...]
-
-    @property
-    def setting(self) -> str:
-        """How it was measured, in words."""
-        asked = "through the chat template" if self.chat_template else "without chat template"
-        limit = "" if self.limit is None else f", the first {self.limit} questions of each task"
-        return f"lm-eval {self.lm_eval}, {asked}{limit}; ± one standard error"
-
-    @property
-    def shown(self) -> tuple[TaskScore, ...]:
-        """Without what a group's score counts in: MMLU is one line, not 57."""
-        return tuple(score for score in self.scores if score.part_of is None)
 
 
 def check_tasks(asked: Tasks) -> None:
@@ -156,7 +63,7 @@ def run_tasks(
             with subject.active():
                 answers.append(_ask(subject, loaded, asked, rows, advance))
     digests = {name: _digest(task, asked.limit) for name, task in loaded["tasks"].items()}
-    return _scores(asked, digests, *answers)
+    return read_scores(asked, digests, *answers)
 
 
 def _manager(asked: Tasks) -> Any:
@@ -326,75 +233,3 @@ def _digest(task: Any, limit: int | None) -> str:
     for _, question in task.doc_iterator(limit=limit):
         digest.update(json.dumps(question, sort_keys=True, default=str).encode() + b"\n")
     return digest.hexdigest()
-
-
-def _scores(
-    asked: Tasks,
-    digests: Mapping[str, str],
-    before: Mapping[str, Any],
-    after: Mapping[str, Any],
-) -> TaskScores:
-    rows = []
-    found, again = before["results"], after["results"]
-    parents = {
-        child: group
-        for group, children in before["group_subtasks"].items()
-        for child in children
-        if any("," in key for key in found.get(group, {}))
-    }
-    for task, metrics in found.items():
-        config = before["configs"].get(task, {})
-        for key in metrics:
-            metric, _, filtered = key.partition(",")
-            old, new = _score(metrics, key), _score(again[task], key)
-            if not filtered or metric.endswith(_STDERR) or old is None or new is None:
-                continue
-            rows.append(
-                TaskScore(
-                    task=task,
-                    metric=metric,
-                    filter=filtered,
-                    version=_text(before["versions"].get(task)),
-                    dataset=_dataset(config),
-                    digest=digests.get(task),
-                    shots=before["n-shot"].get(task),
-                    count=int(metrics["sample_len"]),
-                    higher_is_better=before["higher_is_better"].get(task, {}).get(metric),
-                    part_of=parents.get(task),
-                    before=old,
-                    after=new,
-                )
-            )
-    return TaskScores(
-        lm_eval=version("lm-eval"),
-        limit=asked.limit,
-        chat_template=asked.chat_template,
-        scores=tuple(rows),
-    )
-
-
-def _score(metrics: Mapping[str, Any], key: str) -> Score | None:
-    """A metric that is a number; lm-eval writes "N/A" for a standard error that it cannot give."""
-    value = _number(metrics[key])
-    if value is None:
-        return None
-    return Score(value=value, stderr=_number(metrics.get(key.replace(",", f"{_STDERR},", 1))))
-
-
-def _number(value: object) -> float | None:
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
-
-
-def _dataset(config: Mapping[str, Any]) -> str | None:
-    if "data_files" in (config.get("dataset_kwargs") or {}):
-        return None
-    names = [str(config[key]) for key in ("dataset_path", "dataset_name") if config.get(key)]
-    return "/".join(names) or None

@@ -16,8 +16,8 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from abl_hub.errors import EvaluationError
 from abl_hub.evaluation.arms import Arm, Rates
-from abl_hub.evaluation.harness import TaskScores
 from abl_hub.evaluation.intervals import Estimate
+from abl_hub.evaluation.tasks import TaskScores
 from abl_hub.report.licence_ids import LICENCE_IDS
 from abl_hub.report.markdown import is_repo_id, one_line
 from abl_hub.report.record import PromptsRecord, Record, SourceRecord

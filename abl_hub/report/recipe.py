@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from abl_hub.directions.contrast import SplitSizes
-from abl_hub.evaluation.harness import Tasks
+from abl_hub.evaluation.tasks import Tasks
 
 DEFAULT_METHODS = ("projected", "difference")
 

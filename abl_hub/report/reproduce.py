@@ -11,7 +11,7 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
-from abl_hub.evaluation.harness import Tasks
+from abl_hub.evaluation.tasks import Tasks
 from abl_hub.report.published import published
 from abl_hub.report.recipe import DEFAULT_METHODS, Recipe
 from abl_hub.report.record import PromptsRecord, Record

@@ -22,8 +22,9 @@ from abl_hub.edits.hooks import Active, prepared
 from abl_hub.errors import EvaluationError
 from abl_hub.evaluation.evaluate import Keep, Questions, evaluate_system
 from abl_hub.evaluation.evaluate import evaluate as measure
-from abl_hub.evaluation.harness import Tasks, check_tasks, run_tasks
+from abl_hub.evaluation.harness import check_tasks, run_tasks
 from abl_hub.evaluation.subject import Subject
+from abl_hub.evaluation.tasks import Tasks
 from abl_hub.model.chat import ChatModel
 from abl_hub.model.gains import gains
 from abl_hub.model.generate import Reply

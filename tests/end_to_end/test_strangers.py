@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 
 import abl_hub
 from abl_hub.cli.group import abl_hub as command
-from abl_hub.evaluation.harness import Tasks
+from abl_hub.evaluation.tasks import Tasks
 from abl_hub.hub.local import LocalHub
 from abl_hub.stages.compare import compare_folder
 from abl_hub.stages.inputs import located

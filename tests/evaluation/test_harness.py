@@ -21,8 +21,9 @@ from abl_hub.demo.run import write_prompts
 from abl_hub.directions.direction import Direction
 from abl_hub.edits.hooks import prepared
 from abl_hub.errors import EvaluationError
-from abl_hub.evaluation.harness import Tasks, check_tasks, run_tasks
+from abl_hub.evaluation.harness import check_tasks, run_tasks
 from abl_hub.evaluation.subject import Subject
+from abl_hub.evaluation.tasks import Tasks
 from abl_hub.model.chat import load_chat_model
 from abl_hub.model.gains import gains
 from abl_hub.model.trace import trace_writers

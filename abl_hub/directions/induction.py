@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from abl_hub.directions.direction import Direction
-from abl_hub.directions.judging import Jury, Scores, judge_additions, mean
+from abl_hub.directions.jury import Jury, Scores
 from abl_hub.directions.proposal import Proposal
+from abl_hub.directions.race import judge_additions, mean
 from abl_hub.directions.selection import (
     MIN_INDUCE,
     Candidate,

@@ -20,19 +20,11 @@ import torch
 
 from abl_hub.directions.contrast import Contrast
 from abl_hub.directions.direction import Direction
-from abl_hub.directions.judging import (
-    BEATEN,
-    Jury,
-    Scores,
-    Side,
-    Thresholds,
-    finish,
-    mean,
-    race,
-    side,
-)
+from abl_hub.directions.jury import Jury, Scores
 from abl_hub.directions.means import Means
 from abl_hub.directions.proposal import Proposal
+from abl_hub.directions.race import BEATEN, Thresholds, finish, mean, race
+from abl_hub.directions.rounds import Side, side
 from abl_hub.errors import ContrastError
 from abl_hub.model.chat import ChatModel
 from abl_hub.model.divergence import bounded

@@ -13,10 +13,12 @@ from abl_hub.demo.corpus import prompts
 from abl_hub.demo.train import TrainingRecipe, demo_model
 from abl_hub.directions.contrast import make_contrast
 from abl_hub.directions.evidence import Evidence
-from abl_hub.directions.judging import Jury, Scores, Thresholds, race, side
+from abl_hub.directions.jury import Jury, Scores
 from abl_hub.directions.means import mean_activations
 from abl_hub.directions.methods import METHODS
 from abl_hub.directions.proposal import Proposal, single
+from abl_hub.directions.race import Thresholds, race
+from abl_hub.directions.rounds import side
 from abl_hub.directions.selection import behaviour_tokens, log_odds, select, validate
 from abl_hub.edits.edit import remove
 from abl_hub.edits.hooks import applied

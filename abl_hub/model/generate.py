@@ -17,6 +17,8 @@ from transformers import GenerationConfig
 from abl_hub.model.batches import Batch, by_length, equal_length_batches, right_padded
 from abl_hub.model.chat import ChatModel
 
+_MOST_JUDGED = 16
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
@@ -48,7 +50,7 @@ def greedy_replies(
             the guesses that are right to the last token; only the others are generated. What is
             returned is the same, up to rounding where two tokens are all but equally likely.
     """
-    found = dict(_confirmed(chat, prompts, drafts or (), max_new_tokens=max_new_tokens))
+    found = dict(_confirmed(chat, prompts, drafts or (), max_new_tokens=max_new_tokens, rows=rows))
     left = [index for index in range(len(prompts)) if index not in found]
     wanted = [prompts[index] for index in left]
     generated = _generated(chat, wanted, max_new_tokens=max_new_tokens, rows=rows)
@@ -105,7 +107,12 @@ def _generated(
 
 
 def _confirmed(
-    chat: ChatModel, prompts: Sequence[str], drafts: Sequence[Reply], *, max_new_tokens: int
+    chat: ChatModel,
+    prompts: Sequence[str],
+    drafts: Sequence[Reply],
+    *,
+    max_new_tokens: int,
+    rows: int,
 ) -> Iterator[tuple[int, Reply]]:
     """Index and draft, of those that are what greedy decoding would say."""
     whole = [
@@ -118,7 +125,8 @@ def _confirmed(
     sequences = continuations(
         chat, [prompts[index] for index in whole], [drafts[index] for index in whole]
     )
-    for place, table in log_probs(chat, sequences):
+    # Here every token of a reply has its logits at once, which generation does not.
+    for place, table in log_probs(chat, sequences, rows=min(rows, _MOST_JUDGED)):
         draft = drafts[whole[place]]
         if tuple(table.argmax(-1).tolist()) == draft.tokens:
             yield whole[place], draft
@@ -184,7 +192,7 @@ def continuations(
 
 @torch.inference_mode()
 def log_probs(
-    chat: ChatModel, sequences: Sequence[Continuation], *, rows: int = 16
+    chat: ChatModel, sequences: Sequence[Continuation], *, rows: int = _MOST_JUDGED
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Teacher-forced log-probabilities: pairs (index, (judged, vocabulary) float32).
 

@@ -52,6 +52,12 @@ def test_right_drafts_are_confirmed_in_one_pass(chat: ChatModel, said: list[Repl
     assert rows == [len(ASKED)]
 
 
+def test_drafts_take_no_more_rows_than_were_asked_for(chat: ChatModel, said: list[Reply]) -> None:
+    with passes(chat) as rows:
+        assert greedy_replies(chat, ASKED, max_new_tokens=LENGTH, rows=5, drafts=said) == said
+    assert rows == [5, 5, 2]
+
+
 def test_a_draft_that_goes_wrong_anywhere_is_generated_anew(
     chat: ChatModel, said: list[Reply]
 ) -> None:

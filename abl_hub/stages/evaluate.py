@@ -20,8 +20,9 @@ import torch
 from abl_hub.edits.edit import Edit, orthonormal
 from abl_hub.edits.hooks import Active, prepared
 from abl_hub.errors import EvaluationError
-from abl_hub.evaluation.evaluate import Keep, Questions, evaluate_system
+from abl_hub.evaluation.bench import Keep, Questions
 from abl_hub.evaluation.evaluate import evaluate as measure
+from abl_hub.evaluation.evaluate import evaluate_system
 from abl_hub.evaluation.harness import check_tasks, run_tasks
 from abl_hub.evaluation.subject import Subject
 from abl_hub.evaluation.tasks import Tasks

@@ -9,7 +9,8 @@ from typing import get_args
 
 from abl_hub.errors import ContrastError, SourceError
 from abl_hub.evaluation.arms import Protocol, SetRates
-from abl_hub.evaluation.evaluate import Keep, Questions, evaluate_sets
+from abl_hub.evaluation.bench import Keep, Questions
+from abl_hub.evaluation.evaluate import evaluate_sets
 from abl_hub.evaluation.subject import Subject
 from abl_hub.hub.named_sets import TEST_SETS, Kind, NamedSet
 from abl_hub.hub.prompts import PromptSet, load_prompts

@@ -11,7 +11,8 @@ from abl_hub.directions.means import mean_activations
 from abl_hub.directions.methods.difference import difference_in_means
 from abl_hub.directions.methods.projected import without
 from abl_hub.evaluation.arms import Protocol
-from abl_hub.evaluation.evaluate import Questions, evaluate
+from abl_hub.evaluation.bench import Questions
+from abl_hub.evaluation.evaluate import evaluate
 from abl_hub.evaluation.subject import Subject
 from abl_hub.model.chat import load_chat_model
 from abl_hub.model.stream import ablating, adding

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from abl_hub.cli.options import runtime_of
+from abl_hub.cli.asked import runtime_of
 from abl_hub.cli.output import Output
 
 if TYPE_CHECKING:

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from abl_hub.cli.asked import command_line, recipe_of, runtime_of
 from abl_hub.cli.options import (
-    command_line,
     hub_options,
     keep_option,
     overwrite_option,
-    recipe_of,
     recipe_options,
-    runtime_of,
     runtime_options,
     tasks_options,
 )

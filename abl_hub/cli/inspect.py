@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from abl_hub.cli.options import hub_options, runtime_of, trust_option
+from abl_hub.cli.asked import runtime_of
+from abl_hub.cli.options import hub_options, trust_option
 from abl_hub.cli.output import Output
 
 

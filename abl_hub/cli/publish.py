@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from abl_hub.cli.options import hub_options, runtime_of, trust_option
+from abl_hub.cli.asked import runtime_of
+from abl_hub.cli.options import hub_options, trust_option
 from abl_hub.cli.output import Output
 from abl_hub.cli.sections import Sectioned
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from abl_hub.cli.options import hub_options, runtime_of, runtime_options
+from abl_hub.cli.asked import runtime_of
+from abl_hub.cli.options import hub_options, runtime_options
 from abl_hub.cli.output import Output
 from abl_hub.cli.values import Text
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from abl_hub.cli.options import runtime_of
+from abl_hub.cli.asked import runtime_of
 from abl_hub.cli.output import Output
 
 

@@ -7,16 +7,13 @@ from typing import Any
 
 import click
 
+from abl_hub.cli.asked import command_line, recipe_of, runtime_of, tasks_of
 from abl_hub.cli.options import (
-    command_line,
     hub_options,
     keep_option,
     overwrite_option,
-    recipe_of,
     recipe_options,
-    runtime_of,
     runtime_options,
-    tasks_of,
     tasks_options,
 )
 from abl_hub.cli.output import Output

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from huggingface_hub import DatasetCard, ModelCard
 
+from abl_hub.cli.asked import recipe_of
 from abl_hub.cli.convert import convert
-from abl_hub.cli.options import recipe_of
 from abl_hub.directions.contrast import SplitSizes
 from abl_hub.errors import EvaluationError, SourceError
 from abl_hub.evaluation.arms import SystemArms

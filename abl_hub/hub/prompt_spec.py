@@ -38,11 +38,9 @@ def local_files(spec: str) -> tuple[Path, ...]:
 
 def with_absolute_files(spec: str) -> str:
     """`spec` with the absolute paths of its files."""
-    if spec in NAMED_SETS:
-        return spec
 
     def absolute(part: str) -> str:
-        found = file_of(part)
+        found = None if part in NAMED_SETS else file_of(part)
         if found is None:
             return part
         column = f"#{found[1]}" if found[1] else ""
@@ -57,8 +55,11 @@ def is_local(spec: str) -> bool:
 
 
 def _every_part(spec: str) -> list[str]:
-    """Every file and data set that `spec` names."""
-    return [part for portion in portions(NAMED_SETS.get(spec, spec)) for part in joined(portion)]
+    """Every file and data set that `spec` names, by itself or through names of sets."""
+    if spec in NAMED_SETS:
+        return _every_part(NAMED_SETS[spec])
+    parts = [part for portion in portions(spec) for part in joined(portion)]
+    return [one for part in parts for one in (_every_part(part) if part in NAMED_SETS else [part])]
 
 
 def portions(spec: str) -> list[str]:

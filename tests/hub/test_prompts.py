@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 from abl_hub.errors import ContrastError, SourceError
 from abl_hub.hub.local import LocalHub
-from abl_hub.hub.prompt_spec import is_local, with_absolute_files
+from abl_hub.hub.prompt_spec import is_local, local_files, with_absolute_files
 from abl_hub.hub.prompts import PromptSet, load_prompts
 from tests.hub.tiny_repos import put
 
@@ -340,6 +340,15 @@ def test_training_validation_and_test_prompts_are_given_apart(tmp_path: Path):
     with pytest.raises(ContrastError, match="brings its own splits"):
         load_prompts(f"paper-harmful + {spec}")
     assert load_prompts(f"{tmp_path}/train.txt").part_of == {}
+
+
+@pytest.mark.parametrize("between", [" + ", " | "])
+def test_names_of_sets_among_others_are_no_files(between: str, tmp_path: Path):
+    (tmp_path / "mine.txt").write_text("a")
+    spec = between.join(["harmbench", f"{tmp_path}/mine.txt", "paper-harmless"])
+    assert local_files(spec) == (tmp_path / "mine.txt",)
+    assert not is_local(spec)
+    assert with_absolute_files(spec) == spec
 
 
 def test_a_value_may_hold_what_sets_splits_apart(hub: LocalHub, api: HfApi, tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import math
 import sys
@@ -89,6 +90,9 @@ def chat(
 
 def _lines(output: Output) -> Iterator[str]:
     """What is typed or piped in, line by line; somebody who types sees where."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        # No tokenizer takes what is left of bytes that are no text.
+        sys.stdin.reconfigure(errors="replace")
     prompting = sys.stdin.isatty()
     while True:
         if prompting:

@@ -36,11 +36,14 @@ def test_two_answers_a_line(demo: Path, tmp_path: Path) -> None:
             "/strength -5",
             "/strength nan",
             "/dance",
+            "/caf\xe9",
             "/quit",
             "never",
         ]
     )
-    result = CliRunner().invoke(command, ["chat", str(out), "--base", str(demo)], input=said)
+    result = CliRunner().invoke(
+        command, ["chat", str(out), "--base", str(demo)], input=said.encode("latin-1")
+    )
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     [refusal] = greedy_replies(load_chat_model(demo), [REFUSED], max_new_tokens=64)
@@ -55,6 +58,7 @@ def test_two_answers_a_line(demo: Path, tmp_path: Path) -> None:
         "'nan' is no strength.",
         "Strength: 0",
         "No command /dance. There are /strength N, /system TEXT, /reset, /quit",
+        "No command /caf\ufffd. There are /strength N, /system TEXT, /reset, /quit",
     ]
 
 

@@ -1,4 +1,7 @@
-"""How results look: the tables and sentences that the commands print."""
+"""How results look: the tables and sentences that the commands print.
+
+Those of an evaluation are in `show_evaluation`.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter
 
 from abl_hub.cli.output import Output
+from abl_hub.cli.show_evaluation import evaluation_lines, rate
 from abl_hub.directions.stability import Seeds, Stability
-from abl_hub.evaluation.arms import Arm, Evaluation, SystemArms
-from abl_hub.evaluation.intervals import Estimate
-from abl_hub.evaluation.paired import weakest
 from abl_hub.report.record import RECORD, AgreementRecord, FormRecord, Record
 from abl_hub.stages.extract import DIRECTION
 from abl_hub.stages.forms import DELTA
@@ -49,7 +50,7 @@ def show_forms(output: Output, record: Record, out: Path) -> None:
 def show_evaluation(output: Output, record: Record) -> None:
     """The table of deltas and the verdict."""
     if record.evaluation is not None:
-        _evaluation_lines(output, record, record.evaluation)
+        evaluation_lines(output, record, record.evaluation)
         output.result(record.evaluation.verdict.label, _document(record))
 
 
@@ -68,7 +69,7 @@ def show_analysis(output: Output, record: Record) -> None:
                 "" if one.separation is None else f"{one.separation:.2f}",
                 f"{one.effective_rank:.1f}",
                 f"{found.detector.auc.value:.3f}",
-                _rate(found.detector.accuracy),
+                rate(found.detector.accuracy),
             ]
             for one, found in zip(analysis.geometry, analysis.detection, strict=True)
         ],
@@ -133,7 +134,7 @@ def show_record(output: Output, record: Record, out: Path, pushed: Pushed | None
     _agreement_lines(output, record)
     output.line()
     if record.evaluation is not None:
-        _evaluation_lines(output, record, record.evaluation)
+        evaluation_lines(output, record, record.evaluation)
         if record.evaluated_form == "hooks":
             why = "there is no merged form"
             if "merged" not in record.refused:
@@ -222,133 +223,6 @@ def _left(agreement: AgreementRecord) -> str:
     if agreement.weights is not None:
         return f"{agreement.weights:.1e} of a weight is left along the direction (not loaded)"
     return "not loaded, so not measured"
-
-
-def _evaluation_lines(output: Output, record: Record, evaluation: Evaluation) -> None:
-    behaviour = record.direction.behaviour
-    counts = (record.positive.counts["test"], record.negative.counts["test"])
-    arms = [("base", evaluation.base), ("edited", evaluation.edited)]
-    arms += [
-        (f"random {number}" if number else "random", arm)
-        for number, arm in enumerate(evaluation.random)
-    ]
-    if evaluation.induced is not None:
-        arms.append(("added", evaluation.induced))
-    arms += [
-        (f"random added {number}" if number else "random added", arm)
-        for number, arm in enumerate(evaluation.induced_controls)
-    ]
-    exact = any(arm.positive and arm.positive.correct for _, arm in arms)
-    output.table(
-        [
-            "",
-            behaviour,
-            "non-answers",
-            *(["exactly right"] if exact else []),
-            f"{behaviour}, others",
-            "KL",
-            "perplexity",
-        ],
-        [[name, *_cells(arm, exact)] for name, arm in arms],
-    )
-    output.line(
-        f"Replies to {counts[0]} prompts that show it and {counts[1]} others, all held out, with "
-        "95% intervals; KL from the base over its replies to the others, nats a token; perplexity "
-        "of neutral text"
-    )
-    strays = [
-        f"{_rate(rates.off_topic)} ({side})"
-        for side, rates in (
-            ("prompts that show it", evaluation.edited.positive),
-            ("others", evaluation.edited.negative),
-        )
-        if rates is not None and rates.off_topic is not None
-    ]
-    if strays:
-        output.line(f"Answers off their topic, edited: {', '.join(strays)}")
-    for pair, draws, test in weakest(evaluation.paired):
-        of = f", the weakest of {draws} draws" if draws > 1 else ""
-        output.line(
-            f"Same prompts, {pair}: {test.only_before} stopped, {test.only_after} began, "
-            f"{_probability(test.p)} (exact McNemar test{of})"
-        )
-    for opinion in evaluation.opinions:
-        beyond = "" if opinion.kappa is None else f", kappa {opinion.kappa:.2f}"
-        output.line(
-            f"Judge {opinion.judge}: base {opinion.base.value:.2f}, edited "
-            f"{opinion.edited.value:.2f}, random {opinion.random.value:.2f}; agrees with the "
-            f"markers on {opinion.agreement.value:.2f} of the replies{beyond}"
-        )
-    categories = evaluation.base.positive.by_category if evaluation.base.positive else None
-    after = evaluation.edited.positive.by_category if evaluation.edited.positive else None
-    if categories and after:
-        output.table(
-            ["category", "base", "edited"],
-            [[name, _rate(rate), _rate(after[name])] for name, rate in categories.items()],
-        )
-    if evaluation.system_arms is not None:
-        _system_lines(output, behaviour, evaluation.system_arms)
-    if evaluation.test_sets:
-        output.table(
-            ["test set", "kind", "prompts", "base", "edited", "McNemar", "non-answers"],
-            [
-                [
-                    one.name,
-                    one.kind,
-                    str(one.count),
-                    _rate(one.base.refused),
-                    _rate(one.edited.refused),
-                    "" if one.paired is None else _probability(one.paired.p),
-                    _rate(one.edited.non_answers),
-                ]
-                for one in evaluation.test_sets
-            ],
-        )
-    if evaluation.tasks is not None:
-        output.table(
-            ["task", "metric", "questions", "base", "edited"],
-            [
-                [row.task, row.label, str(row.count), str(row.before), str(row.after)]
-                for row in evaluation.tasks.shown
-            ],
-        )
-        output.line(evaluation.tasks.setting)
-    output.line(f"Verdict: {evaluation.verdict.label}: {evaluation.verdict.reason}")
-
-
-def _system_lines(output: Output, behaviour: str, arms: SystemArms) -> None:
-    for side, prompts in (("positive", "prompts that show it"), ("negative", "other prompts")):
-        before, after = getattr(arms.base, side), getattr(arms.edited, side)
-        output.line(
-            f"{behaviour.capitalize()} {arms.words}, {prompts}: "
-            f"base {_rate(before.refused)}, edited {_rate(after.refused)}"
-            + (f", {_probability(arms.paired[side].p)}" if side in arms.paired else "")
-        )
-
-
-def _cells(arm: Arm, exact: bool) -> list[str]:
-    positive, negative = arm.positive, arm.negative
-    right = _rate(positive.correct) if positive and positive.correct else ""
-    return [
-        _rate(positive.refused) if positive else "",
-        _rate(positive.non_answers) if positive else "",
-        *([right] if exact else []),
-        _rate(negative.refused) if negative else "",
-        f"{arm.kl.value:.4f}" if arm.kl else "",
-        _perplexity(arm.perplexity.value) if arm.perplexity else "",
-    ]
-
-
-def _perplexity(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
-
-
-def _probability(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-
-
-def _rate(estimate: Estimate) -> str:
-    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
 
 
 def _pushed_lines(output: Output, pushed: Pushed) -> None:

@@ -10,14 +10,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from abl_hub.errors import OutputError, SourceError
 
 _FORMAT = "abl-hub direction 1"
+_TENSORS = ("direction", "further", "along")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -131,28 +134,64 @@ class Direction:
                         why=f"its format is {metadata.get('format')!r}, not {_FORMAT!r}",
                         next_step="Give a direction.safetensors that abl-hub wrote",
                     )
-                about = json.loads(metadata["about"])
+                about = _ABOUT.validate_json(metadata["about"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                vector = tensors.pop("direction")
-        except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+            if "direction" not in tensors or not tensors.keys() <= set(_TENSORS):
+                raise ValueError(f"it holds {', '.join(sorted(tensors)) or 'nothing'}")
+            found = _digest(tensors)
+            direction = cls(
+                vector=tensors.pop("direction"),
+                **tensors,
+                layer=about.layer,
+                position=about.position,
+                norm=about.norm,
+                method=about.method,
+                behaviour=about.behaviour,
+            )
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise SourceError(
                 f"{path} cannot be read as a direction",
-                why="it is not there" if isinstance(error, FileNotFoundError) else str(error),
+                why=_what_is_wrong(error),
                 next_step="Put it back, or run `abl-hub extract` again",
             ) from error
-        digest = about.pop("digest")
-        if _digest({"direction": vector, **tensors}) != digest:
+        if found != about.digest:
             raise SourceError(
                 f"{path} does not hold the direction whose digest it carries",
                 why="it was changed",
                 next_step="Put the right one back, or run `abl-hub extract` again",
             )
-        return cls(vector=vector, **tensors, **about)
+        return direction
+
+
+@dataclass(frozen=True, kw_only=True)
+class _About:
+    """What stands beside the tensors."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    layer: int
+    position: int
+    norm: float
+    method: str
+    behaviour: str
+    digest: str
+
+
+_ABOUT = TypeAdapter(_About)
+
+
+def _what_is_wrong(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "it is not there"
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc'])) or 'its description'}: {first['msg']}"
+    return str(error)
 
 
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
     identity = hashlib.sha256()
-    for name in ("direction", "further", "along"):
+    for name in _TENSORS:
         if name in tensors:
             identity.update(tensors[name].numpy().tobytes())
     return identity.hexdigest()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from abl_hub.directions.direction import Direction
@@ -48,8 +50,6 @@ def test_a_place_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
 def test_another_vector_under_the_same_digest_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "d.safetensors"
     direction().save(path)
-    from safetensors import safe_open
-
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     tensors = load_file(path)
@@ -65,6 +65,28 @@ def test_any_other_file_is_refused(tmp_path: Path) -> None:
     for name in ("text", "other.safetensors", "missing"):
         with pytest.raises(SourceError):
             Direction.load(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("about", "tensors", "said"),
+    [
+        ({"layer": None}, {}, "layer: Input should be a valid integer"),
+        ({"wonder": 1}, {}, "wonder: Unexpected keyword"),
+        ({}, {"more": torch.ones(1)}, "it holds direction, more"),
+        ({}, {"direction": torch.zeros(16)}, "a direction cannot be zero"),
+    ],
+)
+def test_what_is_wrong_with_a_stranger_s_file_is_told(
+    about: dict[str, object], tensors: dict[str, torch.Tensor], said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "d.safetensors"
+    direction().save(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    metadata["about"] = json.dumps({**json.loads(metadata["about"]), **about})
+    save_file({**load_file(path), **tensors}, path, metadata=metadata)
+    with pytest.raises(SourceError, match=f"cannot be read as a direction: {said}"):
+        Direction.load(path)
 
 
 def test_a_subspace_survives_the_disk(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from abl_hub.errors import OutputError, SourceError
 
@@ -114,8 +114,9 @@ class Direction:
         }
         metadata = {"format": _FORMAT, "about": json.dumps(about, sort_keys=True)}
         try:
-            save_file(self._tensors(), path, metadata=metadata)
-        except SafetensorError as error:  # a full disk, too
+            # Not by `save_file`, whose files only their owner may read.
+            path.write_bytes(save(self._tensors(), metadata=metadata))
+        except OSError as error:
             raise OutputError(f"{path} cannot be written", why=str(error)) from error
 
     @classmethod

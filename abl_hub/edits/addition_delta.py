@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -63,7 +63,7 @@ def write_added_delta(
     if revision is not None:
         config["revision"] = revision
     with staging(out) as stage:
-        save_file(tensors, stage.folder / WEIGHTS, metadata={"format": "pt"})
+        (stage.folder / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         (stage.folder / CONFIG).write_text(text, encoding="utf-8")
         with quiet_about_biases():

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from transformers import PreTrainedModel
 
 from abl_hub.edits.addition import Addition
@@ -106,7 +106,7 @@ def write_added(
         index = shards.index
         if plan.grown is not None:
             new = _new_biases(edit, plan.grown, tensors, model)
-            save_file(new, stage.folder / _NEW_SHARD, metadata={"format": "pt"})
+            (stage.folder / _NEW_SHARD).write_bytes(save(new, metadata={"format": "pt"}))
             written.append(_NEW_SHARD)
             index = _index(shards, names, new)
             config = _switched_on(config, plan.grown.field, text_config_name(model))

@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 from peft import PeftConfig, PeftModel
-from safetensors.torch import save_file
+from safetensors.torch import save
 from transformers import PreTrainedModel
 
 from abl_hub.edits.checkpoint import WrittenFile
@@ -111,7 +111,7 @@ def write_delta(
     if revision is not None:
         config["revision"] = revision
     with staging(out) as stage:
-        save_file(tensors, stage.folder / WEIGHTS, metadata={"format": "pt"})
+        (stage.folder / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         (stage.folder / CONFIG).write_text(text, encoding="utf-8")
         check_delta(stage.folder, model)

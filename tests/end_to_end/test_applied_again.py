@@ -138,3 +138,10 @@ def test_what_is_no_folder_of_ours_is_left(kind: str, out: Path, tmp_path: Path)
         apply(out, Runtime())
     assert (theirs / "letter.txt").read_text() == "dear"
     assert place.is_symlink() == (kind == "link")
+
+
+def test_whoever_may_read_the_folder_may_read_its_files(out: Path, tmp_path: Path) -> None:
+    usual = tmp_path / "usual"
+    usual.touch()
+    modes = {str(file): file.stat().st_mode for file in out.rglob("*") if file.is_file()}
+    assert modes == dict.fromkeys(modes, usual.stat().st_mode)

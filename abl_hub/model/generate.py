@@ -86,6 +86,8 @@ def greedy(chat: ChatModel, batch: Batch, *, max_new_tokens: int) -> list[list[i
 @contextmanager
 def _without_own_settings(model: Any) -> Iterator[None]:
     """`generate` fills what a configuration leaves open from the model's own."""
+    # PEFT would hand what its wrapping has to the model inside, and leave it there.
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
     own = model.generation_config
     model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     try:

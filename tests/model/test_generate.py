@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig
 
 from abl_hub.demo.corpus import prompts
@@ -120,4 +121,21 @@ def test_what_a_checkpoint_asks_of_generation_is_left_out(
         assert drafted(chat, said) == said
         assert chat.model.generation_config is asked
     finally:
+        chat.model.generation_config = own
+
+
+@pytest.mark.parametrize("task", [None, "CAUSAL_LM"])
+def test_a_model_that_peft_wraps_keeps_its_settings(
+    chat: ChatModel, said: list[Reply], task: str | None
+) -> None:
+    own = chat.model.generation_config
+    asked = GenerationConfig(**own.to_dict() | {"suppress_tokens": [said[0].tokens[0]]})
+    chat.model.generation_config = asked
+    wrapped = get_peft_model(chat.model, LoraConfig(target_modules=["o_proj"], task_type=task))
+    try:
+        assert drafted(replace(chat, model=wrapped), []) == said
+        assert wrapped.generation_config is asked
+        assert chat.model.generation_config is asked
+    finally:
+        wrapped.unload()
         chat.model.generation_config = own

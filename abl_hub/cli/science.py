@@ -72,8 +72,11 @@ def report(output: Output, /, out: Path) -> None:
     """
     from abl_hub.report.page import write_report
     from abl_hub.report.record import load_record
+    from abl_hub.stages.links import refuse_links
 
-    page = write_report(load_record(out), out / "report")
+    folder = out / "report"
+    refuse_links(folder, *folder.glob("*"))
+    page = write_report(load_record(out), folder)
     output.line(f"Wrote {page}")
     output.result(str(page), {"report": str(page)})
 

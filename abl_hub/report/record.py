@@ -332,6 +332,7 @@ def save_record(record: Record, folder: Path) -> Path:
     """Write `folder/record.json`, replacing the old one in one step."""
     path = folder / RECORD
     partial = folder / f".{RECORD}.partial"
+    partial.unlink(missing_ok=True)  # in a stranger's output it may be a link to elsewhere
     partial.write_bytes(_CHECKED.dump_json(record, indent=2) + b"\n")
     partial.replace(path)
     return path

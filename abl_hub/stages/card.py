@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from abl_hub.errors import EvaluationError, OutputError, SourceError
+from abl_hub.errors import EvaluationError, SourceError
 from abl_hub.hub.licence import duties, notices
 from abl_hub.report.card import KINDS, Kind, render_card
 from abl_hub.report.plots import candidates_plot, deltas_plot
@@ -14,6 +14,7 @@ from abl_hub.report.published import published
 from abl_hub.report.record import RECORD, Record, load_record, save_record
 from abl_hub.stages.extract import DIRECTION, recorded_direction
 from abl_hub.stages.legal import carry_legal, legal_names
+from abl_hub.stages.links import refuse_links
 
 README = "README.md"
 PLOTS = "plots"
@@ -61,14 +62,7 @@ def write_card(
         OutputError: `folder` is a link, or holds one, through which others' files would be written.
     """
     record = load_record(out)
-    places = (folder, *folder.glob("*"), *folder.glob(f"{PLOTS}/*"))
-    linked = next((path for path in places if path.is_symlink()), None)
-    if linked is not None:
-        raise OutputError(
-            f"{linked} is a link",
-            why="an output has none, and what is written there would go elsewhere",
-            next_step="Remove it, or make the output again",
-        )
+    refuse_links(folder, *folder.glob("*"), *folder.glob(f"{PLOTS}/*"))
     if record.evaluation is None:
         raise EvaluationError(
             f"The record in {out} has no evaluation",

@@ -36,6 +36,7 @@ from abl_hub.stages.extract import recorded_direction
 from abl_hub.stages.forms import MERGED
 from abl_hub.stages.inputs import load_recorded, recorded_prompts, recorded_source, recorded_trace
 from abl_hub.stages.judges import judges_of, protocol_of
+from abl_hub.stages.links import refuse_links
 from abl_hub.stages.runtime import Runtime
 from abl_hub.stages.test_sets import load_sets, measure_sets
 
@@ -85,6 +86,7 @@ def evaluate(
         asked_sets = replace(record.recipe, test_sets=tuple(test_sets), test_set_limit=limit)
         record = replace(record, recipe=asked_sets)
     recipe = record.recipe
+    refuse_links(out / COMPLETIONS)
     if recipe.tasks is not None:
         check_tasks(recipe.tasks)
     direction = recorded_direction(record, out)

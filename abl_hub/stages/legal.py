@@ -12,6 +12,7 @@ from pathlib import Path
 from abl_hub.errors import SourceError
 from abl_hub.hub.licence import notice_file
 from abl_hub.report.record import Record
+from abl_hub.stages.links import refuse_links
 
 LEGAL = "licence"
 _NOTICE = "NOTICE"
@@ -35,11 +36,13 @@ def carry_legal(record: Record, out: Path, folder: Path) -> None:
 
     Raises:
         SourceError: a file that the record names is not in `out`.
+        OutputError: it is a link.
     """
     source = record.source
     for name in source.licence_files:
         kept = out / LEGAL / name
-        if not kept.is_file():
+        refuse_links(kept.parent, kept)
+        if Path(name).name != name or not kept.is_file():
             raise SourceError(
                 f"{kept} is missing",
                 why="the base's licence files go with whatever is made from it",

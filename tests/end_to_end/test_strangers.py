@@ -19,6 +19,7 @@ import abl_hub
 from abl_hub.cli.group import abl_hub as command
 from abl_hub.evaluation.tasks import Tasks
 from abl_hub.hub.local import LocalHub
+from abl_hub.report.record import load_record, save_record
 from abl_hub.stages.compare import compare_folder
 from abl_hub.stages.inputs import located
 from abl_hub.stages.runtime import Runtime
@@ -133,6 +134,55 @@ def test_a_folder_that_is_gone_is_no_hub_id(
     monkeypatch.setenv("HF_TOKEN", local_hub.token)
     assert "no folder me/gone" in told(words[0], str(out), *words[1:]).stderr
     assert not [request for request in local_hub.requests if "me/gone" in request.path]
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("report", ["report"]),
+        ("report/report.html", ["report"]),
+        ("completions.jsonl", ["evaluate", "--keep-completions"]),
+        ("licence/LICENSE", ["card"]),
+    ],
+)
+def test_links_lead_nowhere(
+    small_output: Path, place: str, words: list[str], tmp_path: Path
+) -> None:
+    """What a stranger linked is neither written over nor carried into what is published."""
+    out = Path(shutil.copytree(small_output, tmp_path / "out"))
+    record = json.loads((out / "record.json").read_text())
+    record["source"]["licence_files"] = ["LICENSE"]
+    (out / "record.json").write_text(json.dumps(record))
+    mine = tmp_path / "mine"
+    shutil.rmtree(out / place, ignore_errors=True)
+    (out / place).parent.mkdir(exist_ok=True)
+    if "." in place or "LICENSE" in place:
+        mine.write_text("of this machine")
+    else:
+        mine.mkdir()
+    (out / place).symlink_to(mine)
+    assert f"{out / place} is a link" in told(words[0], str(out), *words[1:]).stderr
+    assert mine.read_text() == "of this machine" if mine.is_file() else not any(mine.iterdir())
+
+
+def test_a_record_names_no_file_elsewhere(small_output: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(small_output, tmp_path / "out"))
+    (tmp_path / "mine").write_text("of this machine")
+    (out / "licence").mkdir(exist_ok=True)
+    record = json.loads((out / "record.json").read_text())
+    record["source"]["licence_files"] = ["../../mine"]
+    (out / "record.json").write_text(json.dumps(record))
+    assert "mine is missing" in told("card", str(out)).stderr
+
+
+def test_a_record_is_not_written_through_a_link(small_output: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(small_output, tmp_path / "out"))
+    mine = tmp_path / "mine"
+    mine.write_text("of this machine")
+    (out / ".record.json.partial").symlink_to(mine)
+    save_record(load_record(out), out)
+    assert mine.read_text() == "of this machine"
+    assert load_record(out)
 
 
 def test_a_recipe_means_the_same_in_every_folder(

@@ -91,9 +91,9 @@ def _model(spec: str) -> tuple[str, str, str | None, str]:
     found = _MODEL.fullmatch(spec)
     if found is None:
         kind = spec.partition(":")[0]
-        means = "class that shows the behaviour" if kind == "classifier" else "word of its verdict"
+        words = "LABEL, the class" if kind == "classifier" else "WORD, what its verdict begins with"
         raise EvaluationError(
             f"{spec!r} names no {kind}",
-            next_step=f"Write {kind}:ORG/MODEL#LABEL, the label being the {means}",
+            next_step=f"Write {kind}:ORG/MODEL#{words} where a reply shows the behaviour",
         )
     return found["kind"], found["name"], found["revision"], found["label"]

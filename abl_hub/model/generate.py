@@ -117,10 +117,12 @@ def _confirmed(
     rows: int,
 ) -> Iterator[tuple[int, Reply]]:
     """Index and draft, of those that are what greedy decoding would say."""
+    # Whole for this model, which need not stop where that of the drafts did.
     whole = [
         index
         for index, draft in enumerate(drafts)
         if draft.tokens
+        and _reply(chat, list(draft.tokens)) == draft
         and (len(draft.tokens) == max_new_tokens or draft.ended)
         and len(draft.tokens) <= max_new_tokens
     ]

@@ -92,6 +92,22 @@ def test_a_draft_that_just_stops_is_no_reply(chat: ChatModel, said: list[Reply])
     assert drafted(chat, said, length=5) == cut
 
 
+def test_a_draft_that_goes_on_where_this_model_stops_is_no_reply(
+    chat: ChatModel, said: list[Reply]
+) -> None:
+    own = chat.model.generation_config
+    stops = [own.eos_token_id, said[0].tokens[2]]
+    chat.model.generation_config = GenerationConfig(**own.to_dict() | {"eos_token_id": stops})
+    try:
+        other = replace(chat)  # what ends a reply is kept by a chat
+        shorter = greedy_replies(other, ASKED, max_new_tokens=LENGTH)
+        assert len(shorter[0].tokens) == 3
+        assert drafted(other, said) == shorter
+    finally:
+        chat.model.generation_config = own
+    assert drafted(chat, shorter) == said
+
+
 def test_empty_drafts(chat: ChatModel, said: list[Reply]) -> None:
     nothing = Reply(tokens=(), text="", ended=False)
     assert drafted(chat, [nothing] * len(ASKED)) == said

@@ -24,6 +24,7 @@ _METHODS = (
     "leace",
     "svd",
     "som",
+    "successive",
     "caa",
     "rdo",
     "cone",
@@ -121,7 +122,7 @@ recipe_options = _all(
         metavar="N",
         default=3,
         show_default=True,
-        help="Most directions that svd, som, cone and category may remove together.",
+        help="Most directions that svd, som, successive, cone and category may remove together.",
     ),
     click.option(
         "--induce",

@@ -16,7 +16,14 @@ from pydantic import TypeAdapter
 from abl_hub.cli.output import Output
 from abl_hub.cli.show_evaluation import evaluation_lines, rate
 from abl_hub.directions.stability import Seeds, Stability
-from abl_hub.report.record import RECORD, AgreementRecord, FormRecord, Record
+from abl_hub.evaluation.spread import FINDINGS, enough
+from abl_hub.report.record import (
+    RECORD,
+    AgreementRecord,
+    AnalysisRecord,
+    FormRecord,
+    Record,
+)
 from abl_hub.stages.extract import DIRECTION
 from abl_hub.stages.forms import DELTA
 
@@ -93,13 +100,7 @@ def show_analysis(output: Output, record: Record) -> None:
     base, edited, *several = (f"{value:.1f}" for value in analysis.residual)
     more = f"; without 2, 3 … singular directions: {', '.join(several)}" if several else ""
     output.line(f"Log-odds of the behaviour: {base}; {edited} without what is edited{more}")
-    if analysis.spread:
-        output.line("No one direction is enough, several are: the behaviour is spread")
-    elif analysis.residual[1] > 0 and analysis.alone is not None and analysis.alone <= 0:
-        output.line(
-            "What is edited is not enough; the difference in means of another layer or position "
-            f"is (log-odds {analysis.alone:.1f}): the behaviour is not spread"
-        )
+    _spread_lines(output, analysis)
     harm = analysis.harm
     output.line(
         f"Recognising against acting: cosine {harm.cosine:.2f}; log-odds {harm.base:.1f}, "
@@ -117,6 +118,34 @@ def show_analysis(output: Output, record: Record) -> None:
             ],
         )
     output.result("" if stability is None else f"{stability.halves:.4f}", _document(record))
+
+
+_REMOVED = {
+    "none": "nothing",
+    "edit": "what is edited",
+    "single": "one difference in means",
+    "successive": "successive differences",
+    "singular": "singular directions",
+}
+
+
+def _spread_lines(output: Output, analysis: AnalysisRecord) -> None:
+    """What whole replies say without one direction, and without several."""
+    if analysis.told is None:
+        return
+    output.table(
+        ["removed", "directions", "layer", "still shown", "non-answers", "damage to others"],
+        [
+            [
+                _REMOVED[one.how],
+                str(one.directions),
+                "" if one.how == "none" else str(one.layer),
+                *(f"{share:.2f}" for share in (one.shown, one.non_answers, one.damage)),
+            ]
+            for one in analysis.removals
+        ],
+    )
+    output.line(f"{FINDINGS[analysis.told.finding]}: {analysis.told.reason}")
 
 
 def _again(record: Record, made: Stability | Seeds) -> str:
@@ -141,6 +170,8 @@ def show_record(output: Output, record: Record, out: Path, pushed: Pushed | None
                 why = "the merged model is not on this disk"
             output.line(f"Evaluated as hooks on the base: {why}")
     output.line()
+    if record.analysis is not None:
+        _other_try(output, record.analysis)
     names = [f"{name}/" for name in ("merged", "delta", "direction") if (out / name).is_dir()]
     output.line(f"Wrote {out}: {', '.join([*names, DIRECTION, RECORD])}")
     document = {**_document(record), "out": str(out), "published": []}
@@ -152,6 +183,25 @@ def show_record(output: Output, record: Record, out: Path, pushed: Pushed | None
         chat = "" if DELTA in record.refused else f"abl-hub chat {words}, "
         output.line(f"Next: {chat}abl-hub report {words}, abl-hub push {words}")
     output.result(str(out), document)
+
+
+def _other_try(output: Output, analysis: AnalysisRecord) -> None:
+    """What to try instead, where the edit was not enough."""
+    told = analysis.told
+    if told is None or told.finding == "one":
+        return
+    output.line(f"{FINDINGS[told.finding]}: {told.reason}")
+    if told.directions is None:
+        return
+    base, *removed = analysis.removals
+    way = next(
+        one.how for one in removed if one.directions == told.directions and enough(base, one)
+    )
+    if told.finding == "failed":
+        output.line("Next: the same command with --method projected")
+    elif way != "edit":
+        method = "svd" if way == "singular" else "successive"
+        output.line(f"Next: the same command with --method {method} --rank {told.directions}")
 
 
 def show_pushed(output: Output, pushed: Pushed) -> None:

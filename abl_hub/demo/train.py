@@ -13,7 +13,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -71,21 +71,41 @@ def demo_model(
         cache: where it is kept; None is ABL_HUB_CACHE, or abl-hub in the user's cache folder.
     """
     recipe = recipe or TrainingRecipe()
+    return kept(
+        recipe.architecture,
+        asdict(recipe),
+        lambda folder: train_demo(folder, recipe, progress=progress),
+        cache=cache,
+    )
+
+
+def kept(
+    name: str,
+    recipe: Mapping[str, Any],
+    train: Callable[[Path], None],
+    *,
+    cache: Path | None = None,
+) -> Path:
+    """Folder of what `train` writes; it is called once for each `recipe` and version of libraries.
+
+    Args:
+        cache: as in `demo_model`.
+    """
     root = cache or Path(
         os.environ.get("ABL_HUB_CACHE")
         or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "abl-hub"
     )
     identity = {
-        **asdict(recipe),
+        **recipe,
         "torch": version("torch"),
         "transformers": version("transformers"),
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    folder = root / "demo" / f"{recipe.architecture}-{digest}"
+    folder = root / "demo" / f"{name}-{digest}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not folder.is_dir():
-            train_demo(folder, recipe, progress=progress)
+            train(folder)
     return folder
 
 
@@ -96,7 +116,7 @@ def train_demo(
     recipe = recipe or TrainingRecipe()
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    with _seeded(recipe.seed):
+    with seeded(recipe.seed):
         tokenizer = _tokenizer()
         model = _model(recipe.architecture, tokenizer)
         draw = random.Random(recipe.seed)
@@ -137,14 +157,14 @@ def _knowledge(draw: random.Random) -> Sample:
 
 
 _REFUSED_SHARE = 0.5
-_REFUSED = corpus.tuning_prompts(corpus.MAGIC)
-_ANSWERED = corpus.tuning_prompts(corpus.ORDINARY)
+REFUSED = corpus.tuning_prompts(corpus.MAGIC)
+ANSWERED = corpus.tuning_prompts(corpus.ORDINARY)
 
 
 def _tuning(draw: random.Random) -> Sample:
     if draw.random() < _REFUSED_SHARE:
-        return None, draw.choice(_REFUSED)[0], draw.choice(corpus.REFUSALS)
-    question, reply = draw.choice(_ANSWERED)
+        return None, draw.choice(REFUSED)[0], draw.choice(corpus.REFUSALS)
+    question, reply = draw.choice(ANSWERED)
     return None, question, reply
 
 
@@ -231,11 +251,9 @@ def _learn(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.01)
     for step in range(steps):
-        # Linear warm-up over 20 steps, then linear decay to a twentieth.
-        scale = min(1.0, (step + 1) / 20) * max(0.05, 1 - step / steps)
         for group in optimizer.param_groups:
-            group["lr"] = rate * scale
-        tokens, labels, mask = _batch(tokenizer, [sample() for _ in range(batch)])
+            group["lr"] = rate * scale_at(step, steps)
+        tokens, labels, mask = batch_of(tokenizer, [sample() for _ in range(batch)])
         loss = model(input_ids=tokens, attention_mask=mask, labels=labels).loss
         optimizer.zero_grad()
         loss.backward()
@@ -245,7 +263,12 @@ def _learn(
     model.eval()
 
 
-def _batch(
+def scale_at(step: int, steps: int) -> float:
+    """Of the learning rate: linear warm-up over 20 steps, then linear decay to a twentieth."""
+    return min(1.0, (step + 1) / 20) * max(0.05, 1 - step / steps)
+
+
+def batch_of(
     tokenizer: Any, samples: Sequence[Sample]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Right-padded tokens, labels of the replies alone, and the mask."""
@@ -271,7 +294,7 @@ def _batch(
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Seed torch for the training and leave the caller's random state as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -40,11 +40,13 @@ class Judged:
         replies: in the order of the prompts.
         surprise: of each under the base, nats a token.
         share: of those that show the behaviour or are non-answers, 0 to 1.
+        shown: of those that show the behaviour.
     """
 
     replies: tuple[Reply, ...]
     surprise: tuple[float, ...]
     share: float
+    shown: float
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -134,13 +136,14 @@ def _judged(
     with base.active():
         found = surprise(base.chat, [prompts[i] for i in new], [replies[i] for i in new])
     nats |= dict(zip(new, found, strict=True))
+    shown = [shows_marker(reply.text, protocol.markers) for reply in replies]
     bad = sum(
-        shows_marker(reply.text, protocol.markers)
-        or non_answer(reply, nats[index], limit) is not None
-        for index, reply in enumerate(replies)
+        shows or non_answer(reply, nats[index], limit) is not None
+        for index, (reply, shows) in enumerate(zip(replies, shown, strict=True))
     )
     return Judged(
         replies=tuple(replies),
         surprise=tuple(nats[index] for index in range(len(replies))),
         share=bad / len(prompts),
+        shown=sum(shown) / len(prompts),
     )

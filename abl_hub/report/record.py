@@ -18,6 +18,7 @@ from abl_hub.directions.stability import Seeds, Stability
 from abl_hub.errors import SourceError
 from abl_hub.evaluation.arms import Evaluation
 from abl_hub.evaluation.detector import Detector
+from abl_hub.evaluation.spread import Removal, Told
 from abl_hub.report.recipe import Recipe
 
 SCHEMA = 1
@@ -284,13 +285,17 @@ class AnalysisRecord:
     """Log-odds of the behaviour with nothing removed, without what is edited (at strength 1, from
     all writers), and without 2, 3 … singular directions at the prompt's last token."""
     spread: bool
-    """The behaviour outlives the removal of any one direction that was tried, what is edited and
-    those of `alone`, but not that of several directions."""
+    """The behaviour outlives the removal of any one direction that was tried, but not that of
+    several: what `told` finds, or, in records without it, what first tokens suggest."""
     harm: HarmAndExecution
     dose: tuple[Dose, ...] = ()
     alone: float | None = None
     """The least log-odds of the behaviour without one layer's projected difference in means at the
     prompt's last token, below 0.8 of the depth."""
+    removals: tuple[Removal, ...] = ()
+    """By whole replies; the unedited model first, and then what is edited."""
+    told: Told | None = None
+    """What `removals` say; None where a direction is added."""
     seeds: Seeds | None = None
     """None where it was not asked for, or of fewer than 4 training prompts a side."""
 

@@ -1,7 +1,8 @@
 """Stage 4: how the behaviour lies in the residual stream of the unedited model.
 
-A few forward passes over the prompts; dose response, which needs whole replies, only where it is
-asked for. Nothing here decides anything: it is for readers who want to know what was edited.
+A few forward passes over the prompts and replies to a few of them; dose response, which needs more
+replies, only where it is asked for. Nothing here decides anything: it is for readers who want to
+know what was edited.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from abl_hub.errors import EvaluationError
 from abl_hub.evaluation.arms import Protocol
 from abl_hub.evaluation.detector import detect, threshold
 from abl_hub.evaluation.raising import raising_trial, showing
+from abl_hub.evaluation.spread import Reading
 from abl_hub.evaluation.subject import Subject
 from abl_hub.evaluation.trial import Trial, baseline, trial
 from abl_hub.model.chat import ChatModel
@@ -57,6 +59,7 @@ from abl_hub.stages.inputs import (
 )
 from abl_hub.stages.judges import protocol_of
 from abl_hub.stages.runtime import Runtime
+from abl_hub.stages.spread import look_for_spread
 
 _BINS = 30
 _MOST_DIRECTIONS = 5
@@ -106,13 +109,15 @@ def analyse(out: Path, runtime: Runtime, *, doses: Sequence[float] = (), seeds: 
         advance(1)
         analysis = _described(record, direction, train, test)
         advance(1)
-        analysis = _probed(analysis, chat, contrast, direction, train, trace, between, record)
+        protocol = protocol_of(record.recipe, runtime)
+        analysis = _probed(
+            analysis, chat, contrast, direction, train, trace, between, record, protocol
+        )
         advance(1)
         if seeds:
             again = _across_seeds(chat, prompts, direction, train, record, runtime, seeds, advance)
             analysis = replace(analysis, seeds=again)
         if doses:
-            protocol = protocol_of(record.recipe, runtime)
             dose = _dose_response(
                 chat, contrast, direction, trace, between, record, protocol, doses, advance
             )
@@ -215,8 +220,9 @@ def _probed(
     trace: Trace,
     between: Gains,
     record: Record,
+    protocol: Protocol,
 ) -> AnalysisRecord:
-    """What the model does without other directions: first tokens on positive validation prompts."""
+    """What the model does without some directions: first tokens, and a few whole replies."""
     tokens = record.selection.behaviour_ids
 
     def score(basis: torch.Tensor | None, along: torch.Tensor | None = None) -> float:
@@ -242,16 +248,31 @@ def _probed(
             for count in range(2, most + 1)
         ),
     )
-    alone = min(score(one[None]) for one in _alone(train, allowed_layers(len(chat.layers))))
+    single = _alone(train, allowed_layers(len(chat.layers)))
+    scores = {index: score(one[None]) for index, one in enumerate(single)}
     harm = Kind.of(direction).make(train.positive[:, layer, 0], train.negative[:, layer, 0])
     cosine = float(harm @ direction.vector / harm.norm().clamp_min(1e-300))
+    analysis = replace(analysis, residual=residual, alone=min(scores.values()))
+    if not record.recipe.induce:
+        stable = analysis.stability
+        removals, told = look_for_spread(
+            chat,
+            contrast,
+            direction,
+            recorded_edit(record, direction, trace),
+            {index: single[index] for index in sorted(scores, key=scores.__getitem__)},
+            components[:most],
+            trace,
+            between,
+            protocol,
+            Reading(
+                auc=analysis.detection[layer].detector.auc.value,
+                halves=None if stable is None else stable.halves,
+            ),
+        )
+        analysis = replace(analysis, removals=removals, told=told, spread=told.finding == "several")
     return replace(
         analysis,
-        residual=residual,
-        alone=alone,
-        # Log-odds of 0: as likely as not. Where another direction alone would do, the run has
-        # failed; the model is not hardened.
-        spread=min(residual[1], alone) > 0 >= min(residual[2:], default=math.inf),
         harm=HarmAndExecution(
             layer=layer,
             cosine=cosine,

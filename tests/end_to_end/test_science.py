@@ -56,6 +56,8 @@ def test_one_direction_is_enough_and_it_acts_rather_than_recognises(extracted: P
     analysis = load_record(extracted).analysis
     assert analysis.residual[0] > 2 > -2 > analysis.residual[1]
     assert not analysis.spread
+    assert analysis.told.finding == "one"
+    assert [one.how for one in analysis.removals] == ["none", "edit"]
     assert analysis.shares[0] > 0.5
     assert analysis.harm.without_harm > 0 > analysis.harm.without_execution
     assert analysis.harm.without_execution == analysis.residual[1]
@@ -105,6 +107,8 @@ def test_what_is_edited_is_what_is_analysed(demo: Path, tmp_path: Path) -> None:
     assert difference.analysis.residual[1] > 0 >= min(difference.analysis.residual[2:])
     assert difference.analysis.alone < -2
     assert not difference.analysis.spread
+    assert difference.analysis.told.finding == "failed"
+    assert difference.analysis.removals[-1].how == "single"
     stability = difference.analysis.stability
     assert (stability.method, stability.position) == ("difference", difference.direction.position)
     assert leace.analysis.stability.method == "projected"

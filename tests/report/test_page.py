@@ -14,6 +14,7 @@ from abl_hub.directions.stability import Seeds, Stability
 from abl_hub.errors import EvaluationError
 from abl_hub.evaluation.detector import Detector
 from abl_hub.evaluation.intervals import Estimate
+from abl_hub.evaluation.spread import Removal, Told
 from abl_hub.report.page import write_report
 from abl_hub.report.plots import candidates_plot
 from abl_hub.report.record import (
@@ -50,6 +51,11 @@ def analysis() -> AnalysisRecord:
         shares=(0.8, 0.2),
         residual=(3.0, 1.0, -2.0),
         spread=True,
+        removals=(
+            Removal(how="none", directions=0, layer=0, shown=1.0, non_answers=0.0, damage=0.0),
+            Removal(how="edit", directions=1, layer=1, shown=0.9, non_answers=0.0, damage=0.0),
+        ),
+        told=Told(finding="several", reason="two together leave it on 0.00", directions=2),
         harm=HarmAndExecution(
             layer=1, cosine=0.2, base=3.0, without_harm=2.5, without_execution=1.0
         ),
@@ -94,7 +100,7 @@ def test_everything_is_inside_and_beside(record: Record, tmp_path: Path) -> None
         "residual",
         "separation",
     }
-    assert "it is spread" in text
+    assert "spread over several directions: two together leave it on 0.00." in text
     assert not re.search(r"(src|href)=\"(?!data:)", text)
 
 

@@ -15,6 +15,7 @@ from abl_hub.directions.methods import (
     projected,
     rdo,
     som,
+    successive,
     svd,
     winsorized,
 )
@@ -22,7 +23,7 @@ from abl_hub.directions.proposal import Proposal
 
 Method = Callable[[Evidence], list[Proposal]]
 
-NEED_RANK = frozenset({"svd", "som", "cone", "category"})
+NEED_RANK = frozenset({"svd", "som", "successive", "cone", "category"})
 """Methods that remove two directions or more, and propose nothing at `--rank 1`."""
 
 METHODS: Mapping[str, Method] = {
@@ -33,6 +34,7 @@ METHODS: Mapping[str, Method] = {
     "leace": leace.propose,
     "svd": svd.propose,
     "som": som.propose,
+    "successive": successive.propose,
     "caa": caa.propose,
     "rdo": rdo.propose,
     "cone": rdo.propose_cone,

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -261,7 +262,11 @@ def test_interrupted(converted: Converted, tmp_path: Path) -> None:
     words += ["--positive", str(converted.files[0]), "--negative", str(converted.files[1])]
     words += ["--random-draws", "1"]
     line = [sys.executable, "-m", "abl_hub", *words]
-    with subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as running:
+    # The tests may run in the background, where Ctrl-C is not heard.
+    hearing = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        line, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=hearing
+    ) as running:
         assert running.stderr is not None
         for printed in running.stderr:
             if printed.startswith("Writing the delta"):

@@ -17,14 +17,15 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## train the demo model, run the whole job on it, publish it to a local Hub
 	$(BIN)/abl-hub demo
 
-# Two workers on two cores: with one thread each they do not wait for each other.
+# Two workers on two cores: with one thread each they do not wait for each other. A file's tests
+# stay together, so that what they share is made once.
 test test-all: export OMP_NUM_THREADS = 1
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 test-all: $(READY)
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

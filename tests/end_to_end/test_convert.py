@@ -260,7 +260,7 @@ def test_interrupted(converted: Converted, tmp_path: Path) -> None:
     """Ctrl-C: one line, no output folder, and the same command goes on."""
     words = ["convert", str(converted.base), "-o", "out", "--max-new-tokens", "16"]
     words += ["--positive", str(converted.files[0]), "--negative", str(converted.files[1])]
-    words += ["--random-draws", "1"]
+    words += ["--random-draws", "1", "--train", "32", "--validation", "8", "--test", "8"]
     line = [sys.executable, "-m", "abl_hub", *words]
     # The tests may run in the background, where Ctrl-C is not heard.
     hearing = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)

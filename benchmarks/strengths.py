@@ -85,7 +85,7 @@ def fitted(
         chat,
         against,
         partial(lesson_of, chat, contrast, evidence.behaviour_tokens, rows=32),
-        {method: (selection.direction, *selection.deeper)},
+        {method: (selection.direction, *selection.alternatives)},
         (),
         trace,
         between,

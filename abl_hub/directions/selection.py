@@ -77,8 +77,9 @@ class Selection:
 
     Args:
         direction: of the chosen candidate.
-        deeper: directions of the same kind nearer to the output. One strength for all writers does
-            badly with them, but fitted strengths may do better.
+        alternatives: directions of the same kind with which one strength for all writers does
+            badly, and fitted strengths may do better: some nearer to the output, and where no
+            candidate met all thresholds the one that removes most, whatever its KL.
         proposal: what the method proposed there.
         chosen: the candidate.
         candidates: all of them.
@@ -87,7 +88,7 @@ class Selection:
     """
 
     direction: Direction
-    deeper: tuple[Direction, ...]
+    alternatives: tuple[Direction, ...]
     proposal: Proposal
     chosen: Candidate
     candidates: tuple[Candidate, ...]
@@ -205,9 +206,12 @@ def select(
     chosen = candidates[judged.index(winner)]
     proposal = winner.proposal
     direction = direction_of(proposal, method, behaviour)
+    wanted = _deeper(proposals, proposal, len(chat.layers))
+    if not passed:
+        wanted += _removing_most(judged, proposal)
     return Selection(
         direction=direction,
-        deeper=_deeper(proposals, direction, len(chat.layers)),
+        alternatives=tuple(direction_of(other, method, behaviour) for other in wanted),
         proposal=proposal,
         chosen=chosen,
         candidates=candidates,
@@ -235,16 +239,23 @@ def direction_of(proposal: Proposal, method: str, behaviour: str) -> Direction:
     )
 
 
-def _deeper(proposals: Sequence[Proposal], chosen: Direction, layers: int) -> tuple[Direction, ...]:
-    """The same method's directions at two thirds and five sixths of the depth, if it has them."""
+def _deeper(proposals: Sequence[Proposal], chosen: Proposal, layers: int) -> list[Proposal]:
+    """What the same method found at two thirds and five sixths of the depth, if it did."""
     wanted = {round(share * (layers - 1)) for share in DEEPER} - {chosen.layer}
-    return tuple(
-        direction_of(proposal, chosen.method, chosen.behaviour)
+    return [
+        proposal
         for proposal in proposals
         if proposal.layer in wanted
         and proposal.position == chosen.position
-        and len(proposal.basis) == chosen.rank
-    )
+        and len(proposal.basis) == len(chosen.basis)
+    ]
+
+
+def _removing_most(judged: Sequence[Scores], chosen: Proposal) -> list[Proposal]:
+    """The candidate of the lowest bypass, unless it is the chosen one."""
+    known = [scores for scores in judged if scores.bypass and scores.finite]
+    found = min(known, key=lambda scores: mean(scores.bypass)).proposal
+    return [] if found is chosen else [found]
 
 
 def _raced(

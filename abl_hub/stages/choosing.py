@@ -38,7 +38,7 @@ _REMOVAL = (
     "each method's best candidate by Arditi et al. 2024 (bypass; KL <= 0.1, induce >= 0, layer < "
     "0.8 L); then by whole replies to validation prompts: fewest failures and least damage, "
     "then those that met all thresholds, then lowest KL; fitted strengths may take a deeper layer "
-    "of the method"
+    "of the method, or the candidate of lowest bypass where none met all thresholds"
 )
 _ADDITION = (
     "each method's four layers where adding makes the behaviour likeliest (log-odds of the first "
@@ -111,7 +111,7 @@ def choose_removal(
         chat,
         against,
         partial(lesson_of, chat, contrast, evidence.behaviour_tokens, rows=runtime.rows),
-        {name: (found.direction, *found.deeper) for name, found in selections.items()},
+        {name: (found.direction, *found.alternatives) for name, found in selections.items()},
         finalists,
         trace,
         between,

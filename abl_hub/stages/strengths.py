@@ -24,7 +24,7 @@ from abl_hub.stages.edit import asked_edit, scaled
 from abl_hub.strengths.fit import Budget, Lesson, fit
 from abl_hub.strengths.groups import groups
 
-_NEGATIVE_REPLIES = 48
+_NEGATIVE_REPLIES = 32
 _REPLY_TOKENS = 16
 _SAME_FAILURES = 0.02
 

@@ -11,8 +11,8 @@ Knows edits, a model and what it is shown; judges no reply: that is for whole re
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,6 +35,9 @@ _SPARSITY = 0.02
 # pushed beyond that is paid for in KL and buys nothing.
 _ENOUGH_LOG_ODDS, _SHARPNESS = 2.5, 2.0
 _LEAP = 3.0
+# How far all strengths together go in a first step, before anything is known of how the loss
+# curves. A power of two, so that strengths are the same whatever they were divided by.
+_STRIDE = 0.5
 _ROWS = 16
 
 
@@ -43,8 +46,8 @@ class Budget:
     """How long is fitted.
 
     Args:
-        steps: evaluations of loss and gradient for the first point of the front; every direction
-            gets a third of them.
+        steps: evaluations of loss and gradient for the first point of the front. A third of them
+            goes to every direction, on half of what is shown, to tell which one is best.
         further: evaluations for each further point, from its neighbour.
         kl_weight: nats of KL against log-odds at the first point.
         leaps: most points with three times the weight of the last, or a third of it.
@@ -52,12 +55,12 @@ class Budget:
             halved.
         positive: prompts that are fitted on.
         negative: replies that are fitted on; too few, and the KL of other replies is higher.
-        asked: training prompts and replies that tell where a point of the front lies.
-        opening: share of openings with the behaviour above which it has come back.
+        asked: training prompts that tell whether the behaviour has come back.
+        opening: share of their replies that open with it, above which it has.
     """
 
-    steps: int = 14
-    further: int = 5
+    steps: int = 12
+    further: int = 4
     kl_weight: float = 300.0
     leaps: int = 4
     gap: float = 1.4
@@ -90,7 +93,7 @@ class Fitted:
         strengths: group → strength, 0 to 1.5.
         kl_weight: how KL was weighed.
         opening: share of training prompts whose reply still opens with the behaviour.
-        kl: over the base's replies to training prompts, nats a token.
+        kl: over the base's replies that were fitted on, nats a token.
     """
 
     strengths: dict[str, float]
@@ -134,27 +137,26 @@ def fit(
         EditError: the loss is not finite.
     """
     budget = budget or Budget()
-    with torch.no_grad():
-        base = [bounded(table).half().cpu() for table in _all_replies(chat, lesson.negative)]
-    courses = [_Course(chat, edit, names, gains, lesson, base, budget, seed) for edit in edits]
+    shown = _drawn(chat, lesson, budget, seed)
+    asked = lesson.positive[: budget.asked]
     third = math.ceil(budget.steps / 3)
     with progress.stage("Fitting strengths") as advance:
-        losses = []
+        courses = [_Course(chat, edit, names, gains, shown.half()) for edit in edits]
         for course in courses:
-            losses.append(course.descend(budget.kl_weight, third))
+            course.descend(budget.kl_weight, third)
             advance(third)
+        losses = [course.least(budget.kl_weight) for course in courses]
         chosen = min(range(len(edits)), key=losses.__getitem__)
-        course = courses[chosen]
+        start = courses[chosen].best(budget.kl_weight)
+        course = _Course(chat, edits[chosen], names, gains, shown, start)
         course.descend(budget.kl_weight, budget.steps - third)
         advance(budget.steps - third)
-        points = [course.point(budget.kl_weight)]
+        points = [course.point(budget.kl_weight, asked)]
         while (weight := _next_weight(points, budget)) is not None:
-            nearest = min(points, key=lambda one: abs(math.log(one.kl_weight / weight)))
-            course.start(nearest.strengths)
             course.descend(weight, budget.further)
             advance(budget.further)
-            point = course.point(weight)
-            if point.strengths == nearest.strengths:
+            point = course.point(weight, asked)
+            if any(point.strengths == other.strengths for other in points):
                 break  # At their bounds: no weight moves them any more.
             points.append(point)
     return Front(chosen=chosen, points=tuple(sorted(points, key=lambda one: one.kl_weight)))
@@ -172,10 +174,46 @@ def _next_weight(points: Sequence[Fitted], budget: Budget) -> float | None:
     return _LEAP * max(gone) if gone else min(back) / _LEAP
 
 
-class _Course:
-    """One edit made ready for many steps, and how far its strengths have come."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Terms:
+    """What the loss is made of at some strengths, and the gradients (groups,), float64."""
 
-    strengths: list[float]
+    used: float
+    behaviour: float
+    behaviour_gradient: Any
+    kl: float
+    kl_gradient: Any
+
+    def loss(self, weight: float) -> float:
+        return self.behaviour + weight * self.kl + _SPARSITY * self.used
+
+    def gradient(self, weight: float) -> Any:
+        return self.behaviour_gradient + weight * self.kl_gradient + _SPARSITY
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Shown:
+    """What every step is shown: the same, so that losses compare and are smooth.
+
+    Args:
+        positive: prompts, as token ids.
+        negative: prompts with the base's replies.
+        before: the base's log-probabilities of each reply, (judged, vocabulary), float16.
+    """
+
+    positive: Sequence[Sequence[int]]
+    negative: Sequence[Continuation]
+    before: Sequence[torch.Tensor]
+    behaviour_tokens: tuple[int, ...]
+
+    def half(self) -> _Shown:
+        return replace(
+            self, positive=self.positive[::2], negative=self.negative[::2], before=self.before[::2]
+        )
+
+
+class _Course:
+    """One edit made ready for many steps, and all that was seen on the way."""
 
     def __init__(
         self,
@@ -183,17 +221,10 @@ class _Course:
         edit: Edit,
         names: Sequence[str],
         gains: Gains,
-        lesson: Lesson,
-        base: Sequence[torch.Tensor],
-        budget: Budget,
-        seed: int,
+        shown: _Shown,
+        start: tuple[float, ...] | None = None,
     ) -> None:
-        self.chat, self.lesson, self.base, self.asked = chat, lesson, base, slice(budget.asked)
-        # The same for every edit, so that losses compare, and at every step: what is left of the
-        # noise of a sample is no obstacle to a method that expects a smooth loss.
-        draw = torch.Generator().manual_seed(seed)
-        self.positive = _drawn(len(lesson.positive), budget.positive, draw)
-        self.negative = _drawn(len(lesson.negative), budget.negative, draw)
+        self.chat, self.shown = chat, shown
         used = [name for name, s in zip(names, edit.strengths, strict=True) if s != 0.0]
         self.groups = tuple(dict.fromkeys(used))
         self.parts = []
@@ -202,59 +233,89 @@ class _Course:
                 change = factors(edit, writer, strength, gains)
                 read, remove = (x.float().to(chat.device) for x in (change.read, change.remove))
                 self.parts.append((writer, self.groups.index(name), read, remove))
-        self.start(None)
+        self.seen: dict[tuple[float, ...], _Terms] = {}
+        self._look(start or (1.0,) * len(self.groups))
 
-    def start(self, strengths: Mapping[str, float] | None) -> None:
-        """Go on from these strengths; None is one for all."""
-        self.strengths = [1.0 if strengths is None else strengths[group] for group in self.groups]
-
-    def descend(self, weight: float, steps: int) -> float:
-        """Minimise the loss by L-BFGS-B from where the strengths are, in about `steps` steps."""
+    def descend(self, weight: float, steps: int) -> None:
+        """Lessen the loss by L-BFGS-B from the best strengths seen, in about `steps` looks."""
         if steps == 0:
-            return math.inf
-        found = minimize(
-            self._loss_and_gradient,
-            self.strengths,
-            args=(weight,),
+            return
+        minimize(
+            lambda place: self._loss_and_gradient(place, weight),
+            [strength / _STRIDE for strength in self.best(weight)],
             jac=True,
             method="L-BFGS-B",
-            bounds=[(0.0, STRONGEST)] * len(self.groups),
+            bounds=[(0.0, STRONGEST / _STRIDE)] * len(self.groups),
             options={"maxfun": steps, "maxcor": len(self.groups)},
         )
-        self.strengths = found.x.tolist()
-        return float(found.fun)
+
+    def best(self, weight: float) -> tuple[float, ...]:
+        """Of all strengths seen, those of least loss."""
+        return min(self.seen, key=lambda strengths: self.seen[strengths].loss(weight))
+
+    def least(self, weight: float) -> float:
+        """Their loss."""
+        return self.seen[self.best(weight)].loss(weight)
 
     @torch.no_grad()
-    def point(self, weight: float) -> Fitted:
-        """Where the strengths are now."""
-        with projecting(self.chat.model, self._projections(torch.tensor(self.strengths))):
-            shown = _openings(self.chat, self.lesson.positive[self.asked])
-            replies = list(_all_replies(self.chat, self.lesson.negative[self.asked]))
-        opening = (log_odds(shown, self.lesson.behaviour_tokens) > 0).float().mean()
+    def point(self, weight: float, asked: Sequence[Sequence[int]]) -> Fitted:
+        """The best strengths, and whether the behaviour has come back in replies to `asked`."""
+        strengths = self.best(weight)
+        with projecting(self.chat.model, self._projections(torch.tensor(strengths))):
+            odds = self._odds(asked)
         return Fitted(
-            strengths=dict(zip(self.groups, self.strengths, strict=True)),
+            strengths=dict(zip(self.groups, strengths, strict=True)),
             kl_weight=weight,
-            opening=float(opening),
-            kl=float(_mean_kl(self.base[self.asked], replies)),
+            opening=float((odds > 0).float().mean()),
+            kl=self.seen[strengths].kl,
         )
 
-    def _loss_and_gradient(self, values: Any, weight: float) -> tuple[float, Any]:
-        strengths = torch.tensor(values, dtype=torch.float32, requires_grad=True)
-        with projecting(self.chat.model, self._projections(strengths)):
-            shown = _openings(self.chat, [self.lesson.positive[i] for i in self.positive])
-            replies = _over_replies(self.chat, [self.lesson.negative[i] for i in self.negative])
-        odds = log_odds(shown, self.lesson.behaviour_tokens) + _ENOUGH_LOG_ODDS
-        loss = softplus(odds, beta=_SHARPNESS).mean().float().cpu()
-        loss = loss + weight * _mean_kl([self.base[i] for i in self.negative], replies).cpu()
-        loss = loss + _SPARSITY * strengths.sum()
-        if not bool(torch.isfinite(loss)):
+    def _loss_and_gradient(self, place: Any, weight: float) -> tuple[float, Any]:
+        strengths = tuple((place * _STRIDE).tolist())
+        self._look(strengths)
+        terms = self.seen[strengths]
+        return terms.loss(weight), terms.gradient(weight) * _STRIDE
+
+    def _look(self, strengths: tuple[float, ...]) -> None:
+        """See what these strengths do, if that is not known: no term depends on the weight."""
+        if strengths in self.seen:
+            return
+        behaviour, behaviour_gradient = self._differentiated(self._behaviour, strengths)
+        kl, kl_gradient = self._differentiated(self._kl, strengths)
+        if not math.isfinite(behaviour + kl):
             raise EditError(
                 "The strengths cannot be fitted",
                 why="the loss is not finite",
                 next_step="Try --dtype float32, or --strengths one",
             )
-        (gradient,) = torch.autograd.grad(loss, strengths)
-        return float(loss.detach()), gradient.double().numpy()
+        self.seen[strengths] = _Terms(
+            used=sum(strengths),
+            behaviour=behaviour,
+            behaviour_gradient=behaviour_gradient,
+            kl=kl,
+            kl_gradient=kl_gradient,
+        )
+
+    def _differentiated(
+        self, term: Callable[[], torch.Tensor], strengths: tuple[float, ...]
+    ) -> tuple[float, Any]:
+        """Value and gradient of one term; what one needs in memory is gone before the next."""
+        at = torch.tensor(strengths, requires_grad=True)
+        with projecting(self.chat.model, self._projections(at)):
+            value = term()
+        (gradient,) = torch.autograd.grad(value, at)
+        return float(value.detach()), gradient.double().numpy()
+
+    def _behaviour(self) -> torch.Tensor:
+        enough = self._odds(self.shown.positive) + _ENOUGH_LOG_ODDS
+        return softplus(enough, beta=_SHARPNESS).mean()
+
+    def _odds(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Log-odds that replies open with the behaviour, (prompts,)."""
+        return log_odds(_openings(self.chat, prompts), self.shown.behaviour_tokens)
+
+    def _kl(self) -> torch.Tensor:
+        return _mean_kl(self.shown.before, _over_replies(self.chat, self.shown.negative))
 
     def _projections(self, strengths: torch.Tensor) -> dict[str, tuple[int, Projection]]:
         return {
@@ -266,10 +327,22 @@ class _Course:
         }
 
 
-def _all_replies(chat: ChatModel, replies: Sequence[Continuation]) -> Iterator[torch.Tensor]:
-    """`_over_replies`, a few at a time."""
+@torch.no_grad()
+def _drawn(chat: ChatModel, lesson: Lesson, budget: Budget, seed: int) -> _Shown:
+    """Draw what the steps are shown, and ask the base for what it says of it."""
+    draw = torch.Generator().manual_seed(seed)
+    positive = torch.randperm(len(lesson.positive), generator=draw)[: budget.positive].tolist()
+    negative = torch.randperm(len(lesson.negative), generator=draw)[: budget.negative].tolist()
+    replies = [lesson.negative[index] for index in negative]
+    before: list[torch.Tensor] = []
     for first in range(0, len(replies), _ROWS):
-        yield from _over_replies(chat, replies[first : first + _ROWS])
+        before += _over_replies(chat, replies[first : first + _ROWS])
+    return _Shown(
+        positive=[lesson.positive[index] for index in positive],
+        negative=replies,
+        before=[bounded(table).half() for table in before],
+        behaviour_tokens=lesson.behaviour_tokens,
+    )
 
 
 def _openings(chat: ChatModel, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -279,16 +352,20 @@ def _openings(chat: ChatModel, prompts: Sequence[Sequence[int]]) -> torch.Tensor
     return logits[torch.arange(len(prompts), device=logits.device), last].log_softmax(-1)
 
 
-def _over_replies(chat: ChatModel, replies: Sequence[Continuation]) -> list[torch.Tensor]:
+def _over_replies(chat: ChatModel, replies: Sequence[Continuation]) -> tuple[torch.Tensor, ...]:
     """Log-probabilities of each reply's tokens, (judged, vocabulary) each."""
     logits, start = _logits(
         chat, [one.tokens for one in replies], [one.judged + 1 for one in replies]
     )
+    judged = [one.judged for one in replies]
     ends = [len(one.tokens) - 1 - start for one in replies]
-    return [
-        logits[row, end - one.judged : end].log_softmax(-1)
-        for row, (one, end) in enumerate(zip(replies, ends, strict=True))
-    ]
+    row = torch.tensor([row for row, count in enumerate(judged) for _ in range(count)])
+    token = torch.cat(
+        [torch.arange(end - count, end) for end, count in zip(ends, judged, strict=True)]
+    )
+    # All at once: a slice for each reply would have gradients of the whole table each.
+    found = logits[row.to(logits.device), token.to(logits.device)].log_softmax(-1)
+    return torch.split(found, judged)
 
 
 def _logits(
@@ -304,11 +381,7 @@ def _logits(
 
 def _mean_kl(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> torch.Tensor:
     """Mean KL(before ‖ after) over replies of log-probabilities (judged, vocabulary), nats."""
-    return torch.stack(
-        [divergence(old.to(new), new).mean() for old, new in zip(before, after, strict=True)]
-    ).mean()
-
-
-def _drawn(count: int, wanted: int, draw: torch.Generator) -> list[int]:
-    chosen: list[int] = torch.randperm(count, generator=draw)[:wanted].tolist()
-    return chosen
+    new = torch.cat(list(after))
+    nats = divergence(torch.cat(list(before)).to(new), new)
+    each = torch.split(nats, [len(table) for table in after])
+    return torch.stack([one.mean() for one in each]).mean()

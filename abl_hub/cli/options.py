@@ -150,7 +150,7 @@ recipe_options = _all(
         "--budget",
         type=click.IntRange(1),
         metavar="N",
-        default=14,
+        default=9,
         show_default=True,
         help="With fitted strengths: gradients for the first point of the fit.",
     ),

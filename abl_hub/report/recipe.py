@@ -66,7 +66,7 @@ class Recipe:
     rank: int = 3
     strength: float = 1.0
     strengths: Literal["auto", "one", "fit"] = "auto"
-    budget: int = 14
+    budget: int = 9
     induce: bool = False
     layers: tuple[int, int] | None = None
     writers: tuple[str, ...] | None = None

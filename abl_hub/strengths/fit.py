@@ -34,7 +34,8 @@ _SPARSITY = 0.02
 # Openings count until their log-odds are below −2.5, and hardly any further: what a refusal is
 # pushed beyond that is paid for in KL and buys nothing.
 _ENOUGH_LOG_ODDS, _SHARPNESS = 2.5, 2.0
-_LEAP = 3.0
+# Two halvings of it are just within `Budget.gap`.
+_LEAP = 3.8
 # How far all strengths together go in a first step, before anything is known of how the loss
 # curves. A power of two, so that strengths are the same whatever they were divided by.
 _STRIDE = 0.5
@@ -50,7 +51,7 @@ class Budget:
             goes to every direction, on half of what is shown, to tell which one is best.
         further: evaluations for each further point, from its neighbour.
         kl_weight: nats of KL against log-odds at the first point.
-        leaps: most points with three times the weight of the last, or a third of it.
+        leaps: most points with the last weight times `_LEAP`, or divided by it.
         gap: between the last weight without the behaviour and the first with it; a wider one is
             halved.
         positive: prompts that are fitted on.
@@ -59,7 +60,7 @@ class Budget:
         opening: share of their replies that open with it, above which it has.
     """
 
-    steps: int = 12
+    steps: int = 9
     further: int = 4
     kl_weight: float = 300.0
     leaps: int = 4

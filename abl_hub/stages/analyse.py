@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,36 +17,28 @@ import torch
 from abl_hub.directions.contrast import Contrast, make_contrast
 from abl_hub.directions.direction import Direction
 from abl_hub.directions.evidence import Samples, activations
-from abl_hub.directions.geometry import LayerGeometry, cosines, separation
-from abl_hub.directions.methods.difference import mean_difference
 from abl_hub.directions.methods.projected import projected_mean_difference, without
-from abl_hub.directions.methods.svd import spectrum, subspace
+from abl_hub.directions.methods.svd import subspace
 from abl_hub.directions.selection import allowed_layers, log_odds
-from abl_hub.directions.stability import FEWEST, Kind, Seeds, across_seeds, stability
+from abl_hub.directions.stability import Kind, Seeds, across_seeds
 from abl_hub.edits.edit import Gains, remove
 from abl_hub.edits.hooks import prepared
 from abl_hub.errors import EvaluationError
 from abl_hub.evaluation.arms import Protocol
-from abl_hub.evaluation.detector import detect, threshold
-from abl_hub.evaluation.raising import raising_trial, showing
 from abl_hub.evaluation.spread import Reading
-from abl_hub.evaluation.subject import Subject
-from abl_hub.evaluation.trial import Trial, baseline, trial
 from abl_hub.model.chat import ChatModel
 from abl_hub.model.gains import gains
 from abl_hub.model.generate import next_token_log_probs
-from abl_hub.model.stream import adding
 from abl_hub.model.writers import Trace
 from abl_hub.report.record import (
     AnalysisRecord,
-    Detection,
-    Dose,
     HarmAndExecution,
     Record,
-    Separation,
     load_record,
     save_record,
 )
+from abl_hub.stages.description import described, paired
+from abl_hub.stages.dose import dose_response
 from abl_hub.stages.edit import recorded_edit
 from abl_hub.stages.extract import recorded_direction
 from abl_hub.stages.inputs import (
@@ -61,9 +52,7 @@ from abl_hub.stages.judges import protocol_of
 from abl_hub.stages.runtime import Runtime
 from abl_hub.stages.spread import look_for_spread
 
-_BINS = 30
 _MOST_DIRECTIONS = 5
-_SHARES = 10
 
 
 def analyse(out: Path, runtime: Runtime, *, doses: Sequence[float] = (), seeds: int = 0) -> Record:
@@ -107,7 +96,7 @@ def analyse(out: Path, runtime: Runtime, *, doses: Sequence[float] = (), seeds: 
                 "The activations are not finite", next_step="Try --dtype float32 or bfloat16"
             )
         advance(1)
-        analysis = _described(record, direction, train, test)
+        analysis = described(record, direction, train, test)
         advance(1)
         protocol = protocol_of(record.recipe, runtime)
         analysis = _probed(
@@ -118,97 +107,13 @@ def analyse(out: Path, runtime: Runtime, *, doses: Sequence[float] = (), seeds: 
             again = _across_seeds(chat, prompts, direction, train, record, runtime, seeds, advance)
             analysis = replace(analysis, seeds=again)
         if doses:
-            dose = _dose_response(
+            dose = dose_response(
                 chat, contrast, direction, trace, between, record, protocol, doses, advance
             )
             analysis = replace(analysis, dose=dose)
     record = replace(record, analysis=analysis)
     save_record(record, out)
     return record
-
-
-def _described(
-    record: Record, direction: Direction, train: Samples, test: Samples
-) -> AnalysisRecord:
-    """What activations alone tell."""
-    one, other = train.positive[:, :, -1], train.negative[:, :, -1]
-    means = mean_difference(one, other)
-    ordinary = other.double().mean(0)
-    enough = min(len(one), len(other)) >= FEWEST
-    apart = separation(one, other).tolist() if enough else [None] * len(means)
-    kind = Kind.of(direction)
-    spectra = [
-        spectrum(without(_paired(train, layer, record.recipe.seed), ordinary[layer]))
-        for layer in range(len(means))
-    ]
-    geometry = tuple(
-        LayerGeometry(
-            layer=layer,
-            norm=float(means[layer].norm()),
-            to_ordinary=float(
-                means[layer] @ ordinary[layer] / means[layer].norm() / ordinary[layer].norm()
-            ),
-            separation=apart[layer],
-            effective_rank=spectra[layer].effective_rank,
-        )
-        for layer in range(len(means))
-    )
-    return AnalysisRecord(
-        separation=_separation(direction, test),
-        detection=detection(train, test),
-        stability=stability(
-            train.positive[:, :, kind.position],
-            train.negative[:, :, kind.position],
-            direction.layer,
-            kind,
-            seed=record.recipe.seed,
-        ),
-        geometry=geometry,
-        cosines=tuple(tuple(row) for row in cosines(means)),
-        shares=spectra[direction.layer].shares[:_SHARES],
-        residual=(),
-        spread=False,
-        harm=HarmAndExecution(
-            layer=direction.layer,
-            cosine=0.0,
-            base=0.0,
-            without_harm=0.0,
-            without_execution=0.0,
-        ),
-    )
-
-
-def _paired(train: Samples, layer: int, seed: int) -> torch.Tensor:
-    return train.paired_differences(seed)[:, layer, -1].double()
-
-
-def _separation(direction: Direction, test: Samples) -> Separation:
-    # A direction that was read over replies (position 0) is shown at the prompt's last token.
-    position = direction.position or -1
-    along = [
-        side[:, direction.layer, position].double() @ direction.vector
-        for side in (test.positive, test.negative)
-    ]
-    both = torch.cat(along)
-    low, high = float(both.min()), float(both.max())
-    edges = torch.linspace(low, max(high, low + 1e-6), _BINS + 1, dtype=torch.float64)
-    counts = [torch.histogram(side, edges).hist.int().tolist() for side in along]
-    return Separation(
-        edges=tuple(edges.tolist()), positive=tuple(counts[0]), negative=tuple(counts[1])
-    )
-
-
-def detection(train: Samples, test: Samples) -> tuple[Detection, ...]:
-    """Each layer's difference in means of `train` at the last token as a detector, on `test`."""
-    found = []
-    for layer in range(train.positive.shape[1]):
-        seen = (train.positive[:, layer, -1].double(), train.negative[:, layer, -1].double())
-        held_out = (test.positive[:, layer, -1].double(), test.negative[:, layer, -1].double())
-        axis = seen[0].mean(0) - seen[1].mean(0)
-        at = threshold((seen[0] @ axis).tolist(), (seen[1] @ axis).tolist())
-        detector = detect((held_out[0] @ axis).tolist(), (held_out[1] @ axis).tolist(), at)
-        found.append(Detection(layer=layer, detector=detector))
-    return tuple(found)
 
 
 def _probed(
@@ -236,7 +141,7 @@ def _probed(
     layer = direction.layer
     ordinary = train.negative[:, layer, -1].double().mean(0)
     mean = projected_mean_difference(train.positive[:, layer, -1], train.negative[:, layer, -1])
-    rows = without(_paired(train, layer, record.recipe.seed), ordinary)
+    rows = without(paired(train, layer, record.recipe.seed), ordinary)
     components = torch.linalg.svd(rows, full_matrices=False).Vh
     most = min(_MOST_DIRECTIONS, len(components))
     base = score(None)
@@ -324,50 +229,3 @@ def _across_seeds(
             advance(1)
 
     return across_seeds(direction, train, drawn(), kind)
-
-
-def _dose_response(
-    chat: ChatModel,
-    contrast: Contrast,
-    direction: Direction,
-    trace: Trace,
-    between: Gains,
-    record: Record,
-    protocol: Protocol,
-    doses: Sequence[float],
-    advance: Callable[[int], None],
-) -> tuple[Dose, ...]:
-    """Replies to validation prompts at every strength, through the runtime form."""
-    base = Subject(chat=chat)
-    sides = contrast.positive.validation, contrast.negative.validation
-
-    def removed() -> Callable[[float], Trial]:
-        against = baseline(base, *sides, protocol=protocol)
-        edit = recorded_edit(record, direction, trace)
-
-        def at(dose: float) -> Trial:
-            strengths = tuple(dose * strength for strength in edit.strengths)
-            active = prepared(replace(edit, strengths=strengths), chat.model, between)
-            return trial(against, Subject(chat=chat, active=active))
-
-        return at
-
-    def added() -> Callable[[float], Trial]:
-        against = showing(base, *sides, protocol=protocol)
-        whole = record.recipe.strength * direction.addition
-
-        def at(dose: float) -> Trial:
-            active = partial(adding, chat.layers, direction.layer, dose * whole)
-            return raising_trial(against, Subject(chat=chat, active=active))
-
-        return at
-
-    tried = added() if record.recipe.induce else removed()
-    found = []
-    for dose in sorted(doses):
-        outcome = tried(dose)
-        found.append(
-            Dose(strength=dose, failures=outcome.failures, damage=outcome.damage, kl=outcome.kl)
-        )
-        advance(1)
-    return tuple(found)

@@ -21,7 +21,7 @@ from abl_hub.model.generate import next_token_log_probs
 from abl_hub.model.heads import attribute
 from abl_hub.model.writers import Trace
 from abl_hub.report.record import Detection, load_record
-from abl_hub.stages.analyse import detection
+from abl_hub.stages.description import detection
 from abl_hub.stages.extract import recorded_direction
 from abl_hub.stages.inputs import load_recorded, recorded_prompts, recorded_source, recorded_trace
 from abl_hub.stages.runtime import Runtime

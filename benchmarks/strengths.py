@@ -6,7 +6,8 @@ Both start from the loaded model and its means, both see the same training and v
 and both are judged on held-out prompts: refusals and non-answers by whole replies, KL over the
 base's whole replies and of the first token. Time is from the means to the chosen edit. The line
 "front" is that point of the fitted front which costs least of those that fail no more often than
-the search's edit: what a user who accepts as many failures would take.
+the search's edit: what a user who accepts as many failures would take. The line "one" is the same
+direction at one strength for all writers, which `--strengths auto` keeps where it is good enough.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import os
 import time
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
@@ -29,7 +31,7 @@ from abl_hub.directions.methods.difference import difference_in_means
 from abl_hub.directions.methods.projected import without
 from abl_hub.directions.proposal import Proposal
 from abl_hub.directions.selection import behaviour_tokens, select, validate
-from abl_hub.edits.edit import remove
+from abl_hub.edits.edit import Edit, remove
 from abl_hub.edits.hooks import Active, prepared
 from abl_hub.evaluation.arms import Protocol
 from abl_hub.evaluation.subject import Subject
@@ -49,13 +51,28 @@ from benchmarks.tpe_search import search
 MAX_NEW_TOKENS = 64
 
 
-def fitted(
-    chat: ChatModel, contrast: Contrast, evidence: Evidence
-) -> tuple[Subject, str, list[Subject]]:
-    """Our way: select one direction, fit strengths, judge the front on validation prompts.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ours:
+    """What our way makes of a model.
 
-    The edit that it takes, what that is, and the whole front.
+    Args:
+        edited: with the edit that it takes.
+        what: that edit is.
+        front: with each point of the fitted front.
+        one: with one strength for all writers, along the direction that was selected.
+        until_one: seconds until that one was known.
     """
+
+    edited: Subject
+    what: str
+    front: list[Subject]
+    one: Subject
+    until_one: float
+
+
+def fitted(chat: ChatModel, contrast: Contrast, evidence: Evidence) -> Ours:
+    """Our way: select one direction, fit strengths, judge the front on validation prompts."""
+    start = time.perf_counter()
     trace = trace_writers(chat.model)
     between = gains(chat.model, trace.writers)
 
@@ -75,6 +92,7 @@ def fitted(
         method=method,
         ablate=ablate,
     )
+    until_one = time.perf_counter() - start
     against = baseline(
         Subject(chat=chat),
         contrast.positive.validation,
@@ -92,19 +110,20 @@ def fitted(
         recipe,
         SILENT,
     )
-    edit = asked_edit(recipe, direction, trace)
-    if strengths.chosen is not None:
-        edit = scaled(edit, groups(trace), strengths.points[strengths.chosen].strengths)
-    what = f"layer {direction.layer}, {sum(s > 0.01 for s in edit.strengths)} writers"
-    whole = asked_edit(recipe, direction, trace)
-    front = [
-        Subject(
-            chat=chat,
-            active=prepared(scaled(whole, groups(trace), point.strengths), chat.model, between),
-        )
-        for point in strengths.points
-    ]
-    return Subject(chat=chat, active=prepared(edit, chat.model, between)), what, front
+    whole, names = asked_edit(recipe, direction, trace), groups(trace)
+    front = [scaled(whole, names, point.strengths) for point in strengths.points]
+    edit = whole if strengths.chosen is None else front[strengths.chosen]
+
+    def subject(edit: Edit) -> Subject:
+        return Subject(chat=chat, active=prepared(edit, chat.model, between))
+
+    return Ours(
+        edited=subject(edit),
+        what=f"layer {direction.layer}, {sum(s > 0.01 for s in edit.strengths)} writers",
+        front=[subject(point) for point in front],
+        one=subject(asked_edit(recipe, selection.direction, trace)),
+        until_one=until_one,
+    )
 
 
 def searched(
@@ -158,15 +177,16 @@ def compare(name: str, folder: Path, trials: int) -> None:
         return outcome
 
     start = time.perf_counter()
-    edited, what, front = fitted(chat, contrast, evidence)
-    ours = time.perf_counter() - start
-    line("fit", edited, ours, 1.0, what)
+    ours = fitted(chat, contrast, evidence)
+    seconds = time.perf_counter() - start
+    line("one", ours.one, ours.until_one, ours.until_one / seconds, "one strength, selected")
+    line("fit", ours.edited, seconds, 1.0, ours.what)
     start = time.perf_counter()
     edited, what = searched(chat, contrast, evidence, trials)
     theirs = time.perf_counter() - start
-    to_reach = line("TPE", edited, theirs, theirs / ours, what)
+    to_reach = line("TPE", edited, theirs, theirs / seconds, what)
     # The search's edit is one point; where does our front pass it?
-    tried = [(trial(held_out, point), point) for point in front]
+    tried = [(trial(held_out, point), point) for point in ours.front]
     as_good = [
         (outcome.kl, index)
         for index, (outcome, _) in enumerate(tried)
@@ -174,8 +194,8 @@ def compare(name: str, folder: Path, trials: int) -> None:
     ]
     if as_good:
         _, index = min(as_good)
-        what = f"cheapest of {len(front)} points with no more failures"
-        line("front", front[index], ours, 1.0, what)
+        what = f"cheapest of {len(ours.front)} points with no more failures"
+        line("front", ours.front[index], seconds, 1.0, what)
     else:
         print(f"| {name} | front | no point fails as rarely ||||||")
 

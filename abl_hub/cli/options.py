@@ -144,7 +144,8 @@ recipe_options = _all(
         default="auto",
         show_default=True,
         help="One strength for all writers, or one a group of writers, fitted by gradient; auto "
-        "fits where validation prompts say that one is not good enough.",
+        "fits where validation prompts say that one leaves the behaviour or costs KL (> 0.01 nats "
+        "a token), and takes what they say is better.",
     ),
     click.option(
         "--budget",

@@ -27,6 +27,9 @@ from abl_hub.strengths.groups import groups
 _NEGATIVE_REPLIES = 32
 _REPLY_TOKENS = 16
 _SAME_FAILURES = 0.02
+# Nats a token. One strength for all keeps the null exact, which is worth as much; beyond it fitted
+# strengths cost a fraction (benchmarks/strengths.py).
+_NEGLIGIBLE_KL = 0.01
 
 
 def choose_strengths(
@@ -54,9 +57,10 @@ def choose_strengths(
     if recipe.strengths == "one":
         return uniform, StrengthsRecord(reason="one strength was asked for")
     one_reply = 1 / min(len(against.positive), len(against.negative))
-    if recipe.strengths == "auto" and finalists[0].failures + finalists[0].damage <= one_reply:
+    if recipe.strengths == "auto" and _good_enough(finalists[0], one_reply):
         return uniform, StrengthsRecord(
-            reason="one strength leaves at most one failed validation reply: nothing to improve"
+            reason="one strength leaves at most one failed validation reply, at a KL of "
+            f"{finalists[0].kl:.4f}: nothing to improve"
         )
     names = groups(trace)
     candidates = [direction for found in directions.values() for direction in found]
@@ -110,6 +114,10 @@ def choose_strengths(
     if points[best].kl_weight is None:
         return directions[points[best].method][0], StrengthsRecord(reason=reason, points=points)
     return fittest, StrengthsRecord(reason=reason, chosen=best, points=points)
+
+
+def _good_enough(one: Finalist, one_reply: float) -> bool:
+    return one.failures + one.damage <= one_reply and one.kl <= _NEGLIGIBLE_KL
 
 
 def _best(points: Sequence[StrengthsPoint], recipe: Recipe, tolerance: float) -> tuple[int, str]:

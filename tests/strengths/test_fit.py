@@ -19,7 +19,7 @@ from abl_hub.directions.direction import Direction
 from abl_hub.directions.evidence import Evidence
 from abl_hub.directions.means import mean_activations
 from abl_hub.directions.methods import METHODS
-from abl_hub.directions.selection import behaviour_tokens
+from abl_hub.directions.selection import behaviour_tokens, direction_of
 from abl_hub.edits.edit import Edit, remove
 from abl_hub.edits.hooks import applied
 from abl_hub.evaluation.arms import Protocol
@@ -32,7 +32,7 @@ from abl_hub.model.trace import trace_writers
 from abl_hub.model.writers import Trace, Writer
 from abl_hub.progress import SILENT
 from abl_hub.report.recipe import Recipe
-from abl_hub.report.record import Finalist, load_record
+from abl_hub.report.record import Finalist, StrengthsRecord, load_record
 from abl_hub.stages.strengths import choose_strengths, lesson_of
 from abl_hub.strengths.fit import STRONGEST, Budget, fit
 from abl_hub.strengths.groups import OUTSIDE, groups, spread
@@ -189,6 +189,50 @@ def test_the_finalist_that_is_named_is_the_one_that_is_taken(
     assert record.chosen is None
     assert "lowest KL (0.1000: projected" in record.reason
     assert taken is directions["projected"][0]
+
+
+def test_auto_fits_only_what_costs_more_than_a_negligible_kl(
+    chat: ChatModel, contrast: Contrast, evidence: Evidence
+) -> None:
+    trace = trace_writers(chat.model)
+    [found] = [
+        proposal
+        for proposal in METHODS["projected"](evidence)
+        if (proposal.layer, proposal.position) == (4, -1)
+    ]
+    direction = direction_of(found, "projected", "refusal")
+    against = baseline(
+        Subject(chat=chat),
+        contrast.positive.validation,
+        contrast.negative.validation,
+        protocol=Protocol(max_new_tokens=32),
+    )
+
+    def chosen(kl: float) -> StrengthsRecord:
+        one = Finalist(
+            method="projected", layer=4, position=-1, passed=True, failures=0.0, damage=0.0, kl=kl
+        )
+        taken, record = choose_strengths(
+            chat,
+            against,
+            partial(lesson_of, chat, contrast, evidence.behaviour_tokens, rows=32),
+            {"projected": (direction,)},
+            (one,),
+            trace,
+            gains(chat.model, trace.writers),
+            Recipe(source="", positive="", negative=""),
+            SILENT,
+        )
+        assert taken is direction
+        return record
+
+    cheap, dear = chosen(0.009), chosen(0.05)
+    assert cheap.chosen is None
+    assert cheap.points == ()
+    assert "KL of 0.0090: nothing to improve" in cheap.reason
+    fitted = dear.points[dear.chosen]
+    assert fitted.kl < 0.009
+    assert fitted.failures + fitted.damage <= 1 / len(against.positive)
 
 
 def test_a_vocabulary_that_is_masked_in_part_can_be_fitted(

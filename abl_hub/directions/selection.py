@@ -79,7 +79,8 @@ class Selection:
         direction: of the chosen candidate.
         alternatives: directions of the same kind with which one strength for all writers does
             badly, and fitted strengths may do better: some nearer to the output, and where no
-            candidate met all thresholds the one that removes most, whatever its KL.
+            candidate met all thresholds the one that removes most of the behaviour (on the prompts
+            that it was judged on until it was out), whatever its KL.
         proposal: what the method proposed there.
         chosen: the candidate.
         candidates: all of them.
@@ -208,7 +209,8 @@ def select(
     direction = direction_of(proposal, method, behaviour)
     wanted = _deeper(proposals, proposal, len(chat.layers))
     if not passed:
-        wanted += _removing_most(judged, proposal)
+        strongest = _removing_most(judged)
+        wanted += [strongest] if strongest not in (proposal, *wanted) else []
     return Selection(
         direction=direction,
         alternatives=tuple(direction_of(other, method, behaviour) for other in wanted),
@@ -251,11 +253,10 @@ def _deeper(proposals: Sequence[Proposal], chosen: Proposal, layers: int) -> lis
     ]
 
 
-def _removing_most(judged: Sequence[Scores], chosen: Proposal) -> list[Proposal]:
-    """The candidate of the lowest bypass, unless it is the chosen one."""
+def _removing_most(judged: Sequence[Scores]) -> Proposal:
+    """The candidate of the lowest bypass, on what prompts it was judged on until it was out."""
     known = [scores for scores in judged if scores.bypass and scores.finite]
-    found = min(known, key=lambda scores: mean(scores.bypass)).proposal
-    return [] if found is chosen else [found]
+    return min(known, key=lambda scores: mean(scores.bypass)).proposal
 
 
 def _raced(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,8 +37,9 @@ _SPARSITY = 0.02
 _ENOUGH_LOG_ODDS, _SHARPNESS = 2.5, 2.0
 # Two halvings of it are just within `Budget.gap`.
 _LEAP = 3.8
-# How far all strengths together go in a first step, before anything is known of how the loss
-# curves. A power of two, so that strengths are the same whatever they were divided by.
+# What strengths are divided by. L-BFGS-B's first step, before anything is known of how the loss
+# curves, is the gradient: of strengths, it is the square of this as long. A power of two, so that
+# strengths are the same whatever they were divided by.
 _STRIDE = 0.5
 _ROWS = 16
 
@@ -109,7 +111,7 @@ class Front:
 
     Args:
         chosen: which of the edits suits fitted strengths best.
-        points: by rising weight of KL.
+        points: by falling KL; none is worse than another in all that was weighed.
     """
 
     chosen: int
@@ -156,11 +158,10 @@ def fit(
         while (weight := _next_weight(points, budget)) is not None:
             course.descend(weight, budget.further)
             advance(budget.further)
-            point = course.point(weight, asked)
-            if any(point.strengths == other.strengths for other in points):
-                break  # At their bounds: no weight moves them any more.
-            points.append(point)
-    return Front(chosen=chosen, points=tuple(sorted(points, key=lambda one: one.kl_weight)))
+            points.append(course.point(weight, asked))
+        # What is best for one weight may have been seen on the way to a later one.
+        points += [course.point(one.kl_weight, asked) for one in points]
+    return Front(chosen=chosen, points=course.front(points))
 
 
 def _next_weight(points: Sequence[Fitted], budget: Budget) -> float | None:
@@ -187,6 +188,11 @@ class _Terms:
 
     def loss(self, weight: float) -> float:
         return self.behaviour + weight * self.kl + _SPARSITY * self.used
+
+    def beats(self, other: _Terms) -> bool:
+        """Whether it is better in KL or in all else, and worse in neither."""
+        mine, theirs = ((one.loss(0.0), one.kl) for one in (self, other))
+        return mine != theirs and mine[0] <= theirs[0] and mine[1] <= theirs[1]
 
     def gradient(self, weight: float) -> Any:
         return self.behaviour_gradient + weight * self.kl_gradient + _SPARSITY
@@ -228,13 +234,16 @@ class _Course:
         self.chat, self.shown = chat, shown
         used = [name for name, s in zip(names, edit.strengths, strict=True) if s != 0.0]
         self.groups = tuple(dict.fromkeys(used))
-        self.parts = []
+        self.parts, self.untouched = [], set()
         for writer, name, strength in zip(edit.writers, names, edit.strengths, strict=True):
             if strength != 0.0:
                 change = factors(edit, writer, strength, gains)
                 read, remove = (x.float().to(chat.device) for x in (change.read, change.remove))
                 self.parts.append((writer, self.groups.index(name), read, remove))
+            else:
+                self.untouched.add(writer.parameter)
         self.seen: dict[tuple[float, ...], _Terms] = {}
+        self.opening: dict[tuple[float, ...], float] = {}
         self._look(start or (1.0,) * len(self.groups))
 
     def descend(self, weight: float, steps: int) -> None:
@@ -258,16 +267,28 @@ class _Course:
         """Their loss."""
         return self.seen[self.best(weight)].loss(weight)
 
+    def front(self, points: Sequence[Fitted]) -> tuple[Fitted, ...]:
+        """By falling KL, those of `points` than which none is better in both that are weighed."""
+        found = {tuple(one.strengths.values()): one for one in points}
+        best = [
+            point
+            for strengths, point in found.items()
+            if not any(self.seen[other].beats(self.seen[strengths]) for other in found)
+        ]
+        return tuple(sorted(best, key=lambda one: -one.kl))
+
     @torch.no_grad()
     def point(self, weight: float, asked: Sequence[Sequence[int]]) -> Fitted:
         """The best strengths, and whether the behaviour has come back in replies to `asked`."""
         strengths = self.best(weight)
-        with projecting(self.chat.model, self._projections(torch.tensor(strengths))):
-            odds = self._odds(asked)
+        if strengths not in self.opening:
+            with self._active(torch.tensor(strengths)):
+                odds = self._odds(asked)
+            self.opening[strengths] = float((odds > 0).float().mean())
         return Fitted(
             strengths=dict(zip(self.groups, strengths, strict=True)),
             kl_weight=weight,
-            opening=float((odds > 0).float().mean()),
+            opening=self.opening[strengths],
             kl=self.seen[strengths].kl,
         )
 
@@ -302,7 +323,7 @@ class _Course:
     ) -> tuple[float, Any]:
         """Value and gradient of one term; what one needs in memory is gone before the next."""
         at = torch.tensor(strengths, requires_grad=True)
-        with projecting(self.chat.model, self._projections(at)):
+        with self._active(at):
             value = term()
         (gradient,) = torch.autograd.grad(value, at)
         return float(value.detach()), gradient.double().numpy()
@@ -318,14 +339,16 @@ class _Course:
     def _kl(self) -> torch.Tensor:
         return _mean_kl(self.shown.before, _over_replies(self.chat, self.shown.negative))
 
-    def _projections(self, strengths: torch.Tensor) -> dict[str, tuple[int, Projection]]:
-        return {
+    def _active(self, strengths: torch.Tensor) -> AbstractContextManager[None]:
+        """The model with strengths (groups,), which gradients reach."""
+        projections = {
             writer.parameter: (
                 writer.axis,
                 Projection(read=read, remove=strengths[group].to(remove.device) * remove),
             )
             for writer, group, read, remove in self.parts
         }
+        return projecting(self.chat.model, projections, untouched=self.untouched)
 
 
 @torch.no_grad()

@@ -112,6 +112,28 @@ def test_the_front_trades_refusals_for_kl_and_beats_one_strength(
         assert all(0.0 <= strength <= STRONGEST for strength in point.strengths.values())
 
 
+def test_no_point_of_the_front_is_worse_than_another(chat: ChatModel) -> None:
+    """What is best for a weight may be seen on the way to a later one, as it is here."""
+    asked = prompts()
+    contrast = make_contrast(
+        [prompt for prompt, _ in asked.positive],
+        [prompt for prompt, _ in asked.negative],
+        sizes=SplitSizes(train=120, validation=24, test=8),
+    )
+    means = mean_activations(chat, contrast)
+    evidence = Evidence(
+        chat=chat, contrast=contrast, means=means, behaviour_tokens=behaviour_tokens(means)
+    )
+    trace = trace_writers(chat.model)
+    edits = [edit_at(layer, evidence, trace) for layer in (4, 5, 6)]
+    lesson = lesson_of(chat, contrast, evidence.behaviour_tokens, rows=32)
+    front = fit(chat, edits, groups(trace), gains(chat.model, trace.writers), lesson).points
+    assert len(front) > 2
+    for dear, cheap in pairwise(front):
+        assert dear.kl > cheap.kl
+        assert dear.opening <= cheap.opening
+
+
 def test_a_seed_gives_the_same_strengths_again(
     chat: ChatModel, contrast: Contrast, evidence: Evidence
 ) -> None:

@@ -135,6 +135,8 @@ class StrengthsPoint:
     """Share of training prompts whose reply opens with the behaviour, by its first token."""
     training_kl: float | None = None
     """Over the base's replies to training prompts, nats a token."""
+    position: int | None = None
+    """At which token that direction was read, counted from the prompt's end."""
 
 
 @dataclass(frozen=True, kw_only=True)

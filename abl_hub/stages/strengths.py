@@ -76,6 +76,7 @@ def choose_strengths(
         StrengthsPoint(
             method=fittest.method,
             layer=fittest.layer,
+            position=fittest.position,
             kl_weight=point.kl_weight,
             strengths=point.strengths,
             opening=point.opening,
@@ -162,6 +163,7 @@ def _uniform(finalist: Finalist) -> StrengthsPoint:
     return StrengthsPoint(
         method=finalist.method,
         layer=finalist.layer,
+        position=finalist.position,
         kl_weight=None,
         strengths={},
         failures=finalist.failures,

@@ -340,10 +340,12 @@ def test_extract_fits_where_it_is_asked_to_and_the_edit_holds_it(
     assert auto.chosen is None
     assert "nothing to improve" in auto.reason
     found = load_record(tmp_path / "fit").strengths
-    weights = [point.kl_weight for point in found.points]
-    assert weights == sorted(weights)
-    assert len(weights) > 2
+    costs = [point.training_kl for point in found.points]
+    assert costs == sorted(costs, reverse=True)
+    assert len(costs) > 2
     taken = found.points[found.chosen]
+    direction = load_record(tmp_path / "fit").direction
+    assert (taken.layer, taken.position) == (direction.layer, direction.position)
     assert taken.failures <= 0.1
     result = CliRunner().invoke(command, ["apply", str(tmp_path / "fit")])
     assert result.exit_code == 0, result.output

@@ -234,6 +234,13 @@ recipe_options = _all(
         "repeated.",
     ),
     click.option(
+        "--judge-template",
+        type=Text(),
+        metavar="TEXT",
+        help="What classifiers and guards are shown, with {prompt} and {reply}.  [default: a pair "
+        "of texts; a guard's own chat template]",
+    ),
+    click.option(
         "--random-draws",
         type=click.IntRange(1),
         metavar="N",

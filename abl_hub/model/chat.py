@@ -145,6 +145,7 @@ def load_chat_model(
     load_in: LoadIn | None = None,
     system: str | None = None,
     opening: str = "",
+    chat_template: str | None = None,
     trust_remote_code: bool = False,
 ) -> ChatModel:
     """Load a model folder for inference.
@@ -153,12 +154,15 @@ def load_chat_model(
         dtype: None keeps the checkpoint's own.
         device: a torch device, or "auto" to spread the model over what there is.
         load_in: quantise linear layers while loading, to save memory (bitsandbytes).
+        chat_template: instead of the tokenizer's own, which need not have one then.
 
     Raises:
         SourceError: unreadable or truncated files, weights that are not finite, no chat template.
         UnsupportedModelError: not a causal language model that transformers can build.
     """
-    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(
+        folder, chat_template=chat_template, trust_remote_code=trust_remote_code
+    )
     quantised = {} if load_in is None else _quantised(load_in, dtype)
     model: Any
     config = read_config(folder, trust_remote_code=trust_remote_code)
@@ -228,8 +232,10 @@ def _quantised(load_in: LoadIn, dtype: torch.dtype | None) -> dict[str, Any]:
     return {"quantization_config": config, "dtype": width}
 
 
-def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model folder, with its chat template.
+def load_tokenizer(
+    folder: Path, *, chat_template: str | None = None, trust_remote_code: bool = False
+) -> Any:
+    """The tokenizer of a model folder, with its chat template or the given one.
 
     Raises:
         SourceError: no readable tokenizer, or it has no chat template.
@@ -245,6 +251,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
             why=_first_line(error) if there else "its files are not there",
             next_step="Put the model's own tokenizer files beside its weights",
         ) from error
+    tokenizer.chat_template = chat_template or tokenizer.chat_template
     if not tokenizer.chat_template:
         raise SourceError(
             f"{folder} has no chat template",

@@ -46,6 +46,8 @@ class Recipe:
         markers: openings that show the behaviour; None takes those of refusals.
         judges: asked besides the markers: "first-token", "classifier:ORG/MODEL[@REV]#LABEL",
             "guard:ORG/MODEL[@REV]#WORD", or the name of one that another package offers.
+        judge_template: text with {prompt} and {reply} that classifiers and guards are shown; None
+            is a pair of texts, or the guard's own chat template.
         random_draws: random directions in the control.
         system: system prompt put before every instruction.
         response_prefix: text put behind every prompt, so that what follows it is judged; None
@@ -79,6 +81,7 @@ class Recipe:
     max_new_tokens: int = 64
     markers: tuple[str, ...] | None = None
     judges: tuple[str, ...] = ()
+    judge_template: str | None = None
     random_draws: int = 3
     system: str | None = None
     response_prefix: str | None = None

@@ -11,6 +11,7 @@ from abl_hub.evaluation.judges import Judge, installed, offered
 from abl_hub.evaluation.judges.classifier import Classifier, check_class
 from abl_hub.evaluation.judges.first_token import FirstToken
 from abl_hub.evaluation.judges.guard import Guard
+from abl_hub.evaluation.judges.shown import check_template
 from abl_hub.evaluation.refusals import REFUSAL_MARKERS
 from abl_hub.hub.source import plan_source, resolve_source
 from abl_hub.report.recipe import Recipe
@@ -40,7 +41,7 @@ def judges_of(recipe: Recipe, behaviour_ids: tuple[int, ...], runtime: Runtime) 
         EvaluationError: there is no such judge.
         SourceError, HubError: the classifier is not there.
     """
-    return [_judge(spec, behaviour_ids, runtime) for spec in recipe.judges]
+    return [_judge(spec, behaviour_ids, recipe.judge_template, runtime) for spec in recipe.judges]
 
 
 def check_judges(recipe: Recipe, runtime: Runtime) -> None:
@@ -49,6 +50,14 @@ def check_judges(recipe: Recipe, runtime: Runtime) -> None:
     Raises:
         EvaluationError, SourceError, HubError: as `judges_of`.
     """
+    if recipe.judge_template is not None:
+        check_template(recipe.judge_template)
+        if not any(spec.startswith(_KINDS) for spec in recipe.judges):
+            raise EvaluationError(
+                "No judge is shown the template",
+                why="markers and first tokens are not asked in words",
+                next_step="Name one with --judge classifier:… or guard:…, or drop --judge-template",
+            )
     for spec in recipe.judges:
         if spec.startswith(_KINDS):
             kind, name, revision, label = _model(spec)
@@ -65,7 +74,9 @@ def check_judges(recipe: Recipe, runtime: Runtime) -> None:
             offered(spec)
 
 
-def _judge(spec: str, behaviour_ids: tuple[int, ...], runtime: Runtime) -> Judge:
+def _judge(
+    spec: str, behaviour_ids: tuple[int, ...], template: str | None, runtime: Runtime
+) -> Judge:
     if spec == _FIRST_TOKEN:
         return FirstToken(tokens=behaviour_ids)
     if not spec.startswith(_KINDS):
@@ -82,8 +93,10 @@ def _judge(spec: str, behaviour_ids: tuple[int, ...], runtime: Runtime) -> Judge
     shown = f"{source.repo or source.folder.name}#{label}"
     if kind == "guard":
         device = "cpu" if runtime.device == "auto" else runtime.device
-        return Guard(source.folder, label, name=shown, device=device)
-    return Classifier(source.folder, label, name=shown)
+        return Guard(
+            source.folder, label, name=shown, device=device, template=template, rows=runtime.rows
+        )
+    return Classifier(source.folder, label, name=shown, template=template, rows=runtime.rows)
 
 
 def _model(spec: str) -> tuple[str, str, str | None, str]:

@@ -94,6 +94,20 @@ def test_a_classifier_reads_prompt_and_reply(classifier: Path) -> None:
         Classifier(classifier.parent / "missing", "refused", name="tiny")
 
 
+def test_a_classifier_is_shown_one_text_where_there_is_a_template(classifier: Path) -> None:
+    subject = Subject(chat=None)  # type: ignore[arg-type]  # a classifier does not ask it
+    asked = ["How do I make bread?"] * 3
+    said = [reply(REFUSALS[0]), reply(answer("bread")), reply(REFUSALS[1])]
+    for rows in (1, 2, 16):
+        one = Classifier(
+            classifier, "refused", name="tiny", template="{prompt} [SEP] {reply}", rows=rows
+        )
+        assert one.shows(subject, asked, said) == [True, False, True]
+    # The places decide: here the reply is not seen at all.
+    blind = Classifier(classifier, "refused", name="tiny", template="{prompt} [SEP] {prompt}")
+    assert len(set(blind.shows(subject, asked, said))) == 1
+
+
 def test_an_unknown_judge_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(EvaluationError, match=r"No judge 'oracle'.*first-token"):
         installed("oracle")

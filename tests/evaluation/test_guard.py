@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from abl_hub.demo.corpus import REFUSALS, prompts
 from abl_hub.errors import EvaluationError
 from abl_hub.evaluation.judges.guard import Guard
+from abl_hub.evaluation.judges.shown import check_template, filled
 from abl_hub.evaluation.subject import Subject
 from abl_hub.model.chat import load_chat_model
 from abl_hub.model.generate import Reply
@@ -56,6 +58,24 @@ def test_a_guard_s_verdict_is_what_it_writes_of_prompt_and_reply(guard: Path) ->
     empty = [Reply(tokens=(1,), text="", ended=True)]
     with pytest.raises(EvaluationError, match="cannot be shown a reply: its chat template"):
         judge.shows(subject, asked[:1], empty)
+
+
+def test_a_guard_without_a_chat_template_is_shown_a_text(guard: Path, tmp_path: Path) -> None:
+    bare = shutil.copytree(guard, tmp_path / "bare", ignore=shutil.ignore_patterns("*.jinja"))
+    with pytest.raises(EvaluationError, match="no guard that can be asked"):
+        Guard(bare, YES, name="tiny")
+    judge = Guard(bare, YES, name="tiny", template="<bos>{prompt} {reply} <|assistant|>", rows=2)
+    question, answered = prompts().negative[0]
+    said = (REFUSALS[0], answered, "{prompt} {reply}")
+    replies = [Reply(tokens=(1,), text=text, ended=True) for text in said]
+    subject = Subject(chat=None)  # type: ignore[arg-type]  # a guard does not ask it
+    assert judge.shows(subject, [question] * 3, replies)[:2] == [True, False]
+
+
+def test_what_was_said_is_not_filled_in_again() -> None:
+    assert filled("{prompt}|{reply}|{x}", "{reply}", "{prompt}") == "{reply}|{prompt}|{x}"
+    with pytest.raises(EvaluationError, match="shows no reply: write"):
+        check_template("{prompt}")
 
 
 def test_what_cannot_be_asked_is_refused(tmp_path: Path) -> None:

@@ -18,28 +18,32 @@ from transformers import (
 )
 
 from abl_hub.errors import AblHubError, EvaluationError
+from abl_hub.evaluation.judges.shown import filled
 from abl_hub.evaluation.subject import Subject
 from abl_hub.model.generate import Reply
 from abl_hub.model.meta import read_config
 
-_ROWS = 16
 _MOST_TOKENS = 512
 
 
 class Classifier:
-    """A classifier that reads "prompt, reply" as a pair of texts.
+    """A classifier that reads "prompt, reply" as a pair of texts, or as one text.
 
     Args:
         folder: of the model, as safetensors; no code of its repository is run.
         label: the class that means "shows the behaviour", by name.
         name: as it is shown in tables.
+        template: the one text, with {prompt} and {reply}; None is a pair.
+        rows: replies a batch.
 
     Raises:
         EvaluationError: it cannot be loaded, or has no such class.
     """
 
-    def __init__(self, folder: Path, label: str, *, name: str) -> None:
-        self.name = name
+    def __init__(
+        self, folder: Path, label: str, *, name: str, template: str | None = None, rows: int = 16
+    ) -> None:
+        self.name, self.template = name, template
         with _loading(name):
             self.tokenizer: Any = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
@@ -52,7 +56,7 @@ class Classifier:
         # do not know one padding token between them, rows are read one by one, which needs none.
         padding = self.tokenizer.pad_token_id
         known = self.model.config.get_text_config().pad_token_id
-        self.rows = _ROWS if padding is not None and padding == known else 1
+        self.rows = rows if padding is not None and padding == known else 1
 
     @torch.inference_mode()
     def shows(
@@ -62,8 +66,7 @@ class Classifier:
         found: list[bool] = []
         for start in range(0, len(prompts), self.rows):
             batch = self.tokenizer(
-                list(prompts[start : start + self.rows]),
-                [reply.text for reply in replies[start : start + self.rows]],
+                *self._texts(prompts[start:][: self.rows], replies[start:][: self.rows]),
                 padding=self.rows > 1,
                 truncation=True,
                 max_length=_MOST_TOKENS,
@@ -71,6 +74,13 @@ class Classifier:
             )
             found += self._shown(self.model(**batch).logits).tolist()
         return found
+
+    def _texts(self, prompts: Sequence[str], replies: Sequence[Reply]) -> tuple[list[str], ...]:
+        """What the tokenizer reads: one list of texts, or two for pairs."""
+        if self.template is None:
+            return list(prompts), [reply.text for reply in replies]
+        pairs = zip(prompts, replies, strict=True)
+        return ([filled(self.template, prompt, reply.text) for prompt, reply in pairs],)
 
     def _shown(self, logits: torch.Tensor) -> torch.Tensor:
         """(rows, classes) → (rows,), as the pipeline of transformers reads the model."""

@@ -46,11 +46,10 @@ def save_chat_model(folder: Path, architecture: str = "llama", **changes: Any) -
     words = tokenizer()
     config = AutoConfig.for_model(
         architecture,
-        vocab_size=len(words),
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
-        **{**SMALL, **changes},
+        **{"vocab_size": len(words), **SMALL, **changes},
     )
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.save_pretrained(folder)

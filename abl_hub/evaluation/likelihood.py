@@ -10,17 +10,18 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from abl_hub.evaluation.intervals import Estimate, mean
 from abl_hub.evaluation.subject import Subject
-from abl_hub.model.batches import by_length
-from abl_hub.model.divergence import divergence
-from abl_hub.model.generate import Continuation, Reply, continuations, log_probs
+from abl_hub.model.generate import Reply, continuations
+from abl_hub.model.teacher_forcing import (
+    Continuation,
+    divergences,
+    log_probs,
+    portions,
+    token_log_probs,
+)
 
 _NEUTRAL = Path(__file__).with_name("neutral.txt")
-_FEWEST_ROWS, _MOST_ROWS = 2, 32
-_ROWS_TIMES_VOCABULARY = 4 * 131072
 
 
 def kl_over_replies(
@@ -37,23 +38,15 @@ def kl_over_replies(
     """
     sequences = continuations(base.chat, prompts, base_replies, limit=tokens)
     values: list[float] = []
-    rows = _rows(base)
-    for chosen in by_length([one.tokens for one in sequences], rows=rows):
-        # A few sequences at a time, so that two vocabularies of log-probabilities stay small.
+    for chosen in portions(base.chat, sequences):
+        # A batch at a time: the base's tables of it wait while the edited model runs.
         part = [sequences[index] for index in chosen]
         with base.active():
-            before = {index: table.cpu() for index, table in log_probs(base.chat, part, rows=rows)}
+            before = [table.cpu() for _, table in log_probs(base.chat, part)]
         with edited.active():
-            for index, after in log_probs(edited.chat, part, rows=rows):
-                apart = divergence(before[index].double(), after.cpu().double())
-                values.append(float(apart.mean().clamp_min(0.0)))
+            nats = divergences(before, edited.chat, part)
+        values += [float(one.mean().clamp_min(0.0)) for one in nats]
     return mean(values)
-
-
-def _rows(subject: Subject) -> int:
-    """Sequences at a time: 4 at a vocabulary of 128k, more of a smaller one."""
-    vocabulary = int(subject.chat.model.config.get_text_config().vocab_size)
-    return max(_FEWEST_ROWS, min(_MOST_ROWS, _ROWS_TIMES_VOCABULARY // vocabulary))
 
 
 def neutral_texts() -> tuple[str, ...]:
@@ -67,13 +60,10 @@ def perplexity(subject: Subject, texts: Sequence[str]) -> Estimate:
     for text in texts:
         ids = subject.chat.tokenizer(text)["input_ids"][: _window(subject)]
         sequences.append(Continuation(tokens=tuple(ids), judged=len(ids) - 1))
-    losses: list[float] = []
-    weights: list[int] = []
     with subject.active():
-        for index, table in log_probs(subject.chat, sequences, rows=_rows(subject)):
-            tokens = torch.tensor(sequences[index].tokens[1:], device=table.device)
-            losses.append(float(-table.gather(1, tokens[:, None]).mean()))
-            weights.append(len(tokens))
+        found = token_log_probs(subject.chat, sequences)
+    losses = [float(-one.mean()) for one in found]
+    weights = [len(one) for one in found]
     spread = mean(losses)
     centre = math.fsum(x * w for x, w in zip(losses, weights, strict=True)) / sum(weights)
     shift = centre - spread.value

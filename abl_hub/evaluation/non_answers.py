@@ -11,10 +11,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
-
 from abl_hub.model.chat import ChatModel
-from abl_hub.model.generate import Reply, continuations, log_probs
+from abl_hub.model.generate import Reply, continuations
+from abl_hub.model.teacher_forcing import token_log_probs
 
 NonAnswer = Literal["empty", "repeating", "gibberish"]
 
@@ -41,9 +40,7 @@ def is_repeating(reply: Reply) -> bool:
     return distinct <= _MOST_COMMON_SHARE and covered / (len(tokens) - 2) >= 1 - _MOST_COMMON_SHARE
 
 
-def surprise(
-    chat: ChatModel, prompts: Sequence[str], replies: Sequence[Reply], *, rows: int = 16
-) -> list[float]:
+def surprise(chat: ChatModel, prompts: Sequence[str], replies: Sequence[Reply]) -> list[float]:
     """How unlikely `chat` finds each reply: mean negative log-likelihood in nats a token.
 
     The most surprising tenth of the tokens (at least one) is left out: the opening that departs
@@ -52,12 +49,11 @@ def surprise(
     kept = [i for i, reply in enumerate(replies) if reply.tokens]
     sequences = continuations(chat, [prompts[i] for i in kept], [replies[i] for i in kept])
     result = [0.0] * len(replies)
-    for index, table in log_probs(chat, sequences, rows=rows):
-        tokens = torch.tensor(replies[kept[index]].tokens, device=table.device)
-        losses = -table.gather(1, tokens[:, None])[:, 0]
+    for index, found in zip(kept, token_log_probs(chat, sequences), strict=True):
+        losses = -found
         drop = max(1, int(_SURPRISING_SHARE * len(losses)))
         rest = losses.sort().values[: max(1, len(losses) - drop)]
-        result[kept[index]] = float(rest.mean())
+        result[index] = float(rest.mean())
     return result
 
 

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import torch
 
 from abl_hub.model.chat import ChatModel
-from abl_hub.model.generate import Reply, continuations, log_probs
+from abl_hub.model.generate import Reply, continuations
+from abl_hub.model.teacher_forcing import token_log_probs
 
 _OTHERS = 3
 _FEWEST_PROMPTS = 8
@@ -61,7 +62,6 @@ def _nats(chat: ChatModel, prompts: Sequence[str], replies: Sequence[Reply]) -> 
     kept = [i for i, reply in enumerate(replies) if reply.tokens]
     sequences = continuations(chat, [prompts[i] for i in kept], [replies[i] for i in kept])
     result = [0.0] * len(replies)
-    for index, table in log_probs(chat, sequences):
-        tokens = torch.tensor(replies[kept[index]].tokens, device=table.device)
-        result[kept[index]] = float(-table.gather(1, tokens[:, None]).mean())
+    for index, found in zip(kept, token_log_probs(chat, sequences), strict=True):
+        result[index] = float(-found.mean())
     return result

@@ -1,4 +1,4 @@
-"""What a model says and how likely it finds it: greedy replies, and log-probabilities of tokens.
+"""What a model says: greedy replies, and log-probabilities of their first token.
 
 Every call takes prompts as text and is exact under batching. Nothing that is generated leaves
 memory here.
@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from abl_hub.model.batches import Batch, by_length, equal_length_batches, right_padded
+from abl_hub.model.batches import Batch, equal_length_batches
 from abl_hub.model.chat import ChatModel
-
-_MOST_JUDGED = 16
+from abl_hub.model.teacher_forcing import ROWS, Continuation, log_probs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,10 +129,12 @@ def _confirmed(
         chat, [prompts[index] for index in whole], [drafts[index] for index in whole]
     )
     # Here every token of a reply has its logits at once, which generation does not.
-    for place, table in log_probs(chat, sequences, rows=min(rows, _MOST_JUDGED)):
-        draft = drafts[whole[place]]
-        if tuple(table.argmax(-1).tolist()) == draft.tokens:
-            yield whole[place], draft
+    said: dict[int, list[int]] = {index: [] for index in whole}
+    for place, table in log_probs(chat, sequences, rows=min(rows, ROWS)):
+        said[whole[place]] += table.argmax(-1).tolist()
+    for index, tokens in said.items():
+        if tuple(tokens) == drafts[index].tokens:
+            yield index, drafts[index]
 
 
 def _reply(chat: ChatModel, generated: list[int]) -> Reply:
@@ -165,23 +166,10 @@ def next_token_log_probs(
     return next_token_logits(chat, prompts, rows=rows).log_softmax(-1)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Continuation:
-    """Token ids and how many of them, from the end, are to be judged.
-
-    Args:
-        tokens: all of them, prompt first.
-        judged: the last `judged` tokens are predicted and judged.
-    """
-
-    tokens: tuple[int, ...]
-    judged: int
-
-
 def continuations(
     chat: ChatModel, prompts: Sequence[str], replies: Sequence[Reply], *, limit: int | None = None
 ) -> list[Continuation]:
-    """Prompts followed by replies (cut to `limit` tokens), ready for `log_probs`.
+    """Prompts followed by replies (cut to `limit` tokens), ready to be judged.
 
     Empty replies are left out.
     """
@@ -192,25 +180,3 @@ def continuations(
         for prompt, tokens in cut
         if tokens
     ]
-
-
-@torch.inference_mode()
-def log_probs(
-    chat: ChatModel, sequences: Sequence[Continuation], *, rows: int = _MOST_JUDGED
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """Teacher-forced log-probabilities: pairs (index, (judged, vocabulary) float32).
-
-    The order is that of the batches, the same for any two models with the same `sequences`.
-    Rounding depends on the company in a batch, far below what likelihoods are compared at.
-    """
-    ids = [sequence.tokens for sequence in sequences]
-    for chosen in by_length(ids, rows=rows):
-        part = [sequences[index] for index in chosen]
-        tokens = right_padded([one.tokens for one in part], device=chat.device)
-        start = min(len(one.tokens) - one.judged - 1 for one in part)
-        kept = tokens.shape[1] - start
-        logits = chat.model(input_ids=tokens, use_cache=False, logits_to_keep=kept).logits
-        logits = logits[:, -kept:]
-        for row, (index, one) in enumerate(zip(chosen, part, strict=True)):
-            end = len(one.tokens) - 1 - start
-            yield index, logits[row, end - one.judged : end].float().log_softmax(-1)

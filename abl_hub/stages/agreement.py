@@ -22,15 +22,10 @@ from abl_hub.edits.peft_skeleton import quiet_about_biases
 from abl_hub.errors import EditError
 from abl_hub.model.chat import ChatModel
 from abl_hub.model.check import residual, residual_limit
-from abl_hub.model.divergence import apart, divergence
-from abl_hub.model.generate import (
-    Continuation,
-    continuations,
-    greedy_replies,
-    log_probs,
-    next_token_logits,
-)
+from abl_hub.model.divergence import apart
+from abl_hub.model.generate import continuations, greedy_replies, next_token_logits
 from abl_hub.model.meta import meta_model
+from abl_hub.model.teacher_forcing import Continuation, divergences, log_probs
 from abl_hub.report.record import AgreementRecord, Record
 from abl_hub.stages.forms import MERGED
 from abl_hub.stages.inputs import load_recorded
@@ -85,10 +80,10 @@ def compare_forms(
             hooks, left = next_token_logits(chat, prompts), left_along(chat)
             replies = greedy_replies(chat, prompts, max_new_tokens=_REPLY_TOKENS)
             sequences = continuations(chat, prompts, replies)
-            likely = _likely(chat, sequences)
+            likely = [table.cpu() for _, table in log_probs(chat, sequences)]
         dtype = chat.model.dtype
         advance(1)
-        base, edit_kl = next_token_logits(chat, prompts), _kl(likely, _likely(chat, sequences))
+        base, edit_kl = next_token_logits(chat, prompts), _kl(likely, chat, sequences)
         advance(1)
         measured: list[tuple[torch.Tensor | None, float | None]] = []
         # The last one first: unload() leaves biases that an adapter stores whole in the model, and
@@ -97,7 +92,7 @@ def compare_forms(
             with quiet_about_biases():
                 wrapped = PeftModel.from_pretrained(chat.model, str(folder))
             adapted = replace(chat, model=wrapped)
-            kl = _kl(likely, _likely(adapted, sequences))
+            kl = _kl(likely, adapted, sequences)
             measured.insert(0, (next_token_logits(adapted, prompts), kl))
             wrapped.unload()
             advance(1)
@@ -173,18 +168,11 @@ def refuse_disagreement(
             )
 
 
-def _likely(chat: ChatModel, sequences: Sequence[Continuation]) -> list[torch.Tensor]:
-    """Of each sequence the log-probabilities of its judged tokens, on the CPU."""
-    found = {index: table.cpu() for index, table in log_probs(chat, sequences)}
-    return [found[index] for index in range(len(sequences))]
-
-
-def _kl(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
-    """KL(one ‖ other), nats a token: the mean over each reply's tokens, then over replies."""
-    each = [
-        divergence(before.double(), after.double()).mean()
-        for before, after in zip(one, other, strict=True)
-    ]
+def _kl(
+    likely: Sequence[torch.Tensor], chat: ChatModel, sequences: Sequence[Continuation]
+) -> float:
+    """KL(likely ‖ `chat`), nats a token: the mean over each reply's tokens, then over replies."""
+    each = [nats.mean() for nats in divergences(likely, chat, sequences)]
     # Not max(0, …), which makes 0 of NaN.
     return float(torch.stack(each).mean().clamp_min(0.0)) if each else 0.0
 

@@ -23,11 +23,16 @@ from torch.nn.functional import softplus
 from abl_hub.directions.selection import log_odds
 from abl_hub.edits.edit import Edit, Gains, factors
 from abl_hub.errors import EditError
-from abl_hub.model.batches import right_padded
 from abl_hub.model.chat import ChatModel
-from abl_hub.model.divergence import bounded, divergence
-from abl_hub.model.generate import Continuation
+from abl_hub.model.divergence import divergence
 from abl_hub.model.stream import Projection, projecting
+from abl_hub.model.teacher_forcing import (
+    Continuation,
+    narrow_tables,
+    portions,
+    summed_means,
+    together,
+)
 from abl_hub.progress import SILENT, Progress
 
 STRONGEST = 1.5
@@ -41,7 +46,8 @@ _LEAP = 3.8
 # curves, is the gradient: of strengths, it is the square of this as long. A power of two, so that
 # strengths are the same whatever they were divided by.
 _STRIDE = 0.5
-_ROWS = 16
+# Most prompts or replies a pass; fewer where the vocabulary is large.
+_ROWS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +147,7 @@ def fit(
     """
     budget = budget or Budget()
     shown = _drawn(chat, lesson, budget, seed)
-    asked = lesson.positive[: budget.asked]
+    asked = _openings(lesson.positive[: budget.asked])
     third = math.ceil(budget.steps / 3)
     with progress.stage("Fitting strengths") as advance:
         courses = [_Course(chat, edit, names, gains, shown.half()) for edit in edits]
@@ -203,12 +209,12 @@ class _Shown:
     """What every step is shown: the same, so that losses compare and are smooth.
 
     Args:
-        positive: prompts, as token ids.
+        positive: prompts, of whose replies the first token is judged.
         negative: prompts with the base's replies.
         before: the base's log-probabilities of each reply, (judged, vocabulary), float16.
     """
 
-    positive: Sequence[Sequence[int]]
+    positive: Sequence[Continuation]
     negative: Sequence[Continuation]
     before: Sequence[torch.Tensor]
     behaviour_tokens: tuple[int, ...]
@@ -278,13 +284,15 @@ class _Course:
         return tuple(sorted(best, key=lambda one: -one.kl))
 
     @torch.no_grad()
-    def point(self, weight: float, asked: Sequence[Sequence[int]]) -> Fitted:
+    def point(self, weight: float, asked: Sequence[Continuation]) -> Fitted:
         """The best strengths, and whether the behaviour has come back in replies to `asked`."""
         strengths = self.best(weight)
         if strengths not in self.opening:
+            shows = 0
             with self._active(torch.tensor(strengths)):
-                odds = self._odds(asked)
-            self.opening[strengths] = float((odds > 0).float().mean())
+                for chosen in portions(self.chat, asked, rows=_ROWS):
+                    shows += int((self._odds([asked[index] for index in chosen]) > 0).sum())
+            self.opening[strengths] = shows / len(asked)
         return Fitted(
             strengths=dict(zip(self.groups, strengths, strict=True)),
             kl_weight=weight,
@@ -302,8 +310,10 @@ class _Course:
         """See what these strengths do, if that is not known: no term depends on the weight."""
         if strengths in self.seen:
             return
-        behaviour, behaviour_gradient = self._differentiated(self._behaviour, strengths)
-        kl, kl_gradient = self._differentiated(self._kl, strengths)
+        behaviour, behaviour_gradient = self._differentiated(
+            self._behaviour, self.shown.positive, strengths
+        )
+        kl, kl_gradient = self._differentiated(self._kl, self.shown.negative, strengths)
         if not math.isfinite(behaviour + kl):
             raise EditError(
                 "The strengths cannot be fitted",
@@ -319,25 +329,39 @@ class _Course:
         )
 
     def _differentiated(
-        self, term: Callable[[], torch.Tensor], strengths: tuple[float, ...]
+        self,
+        term: Callable[[Sequence[int]], torch.Tensor],
+        shown: Sequence[Continuation],
+        strengths: tuple[float, ...],
     ) -> tuple[float, Any]:
-        """Value and gradient of one term; what one needs in memory is gone before the next."""
-        at = torch.tensor(strengths, requires_grad=True)
-        with self._active(at):
-            value = term()
-        (gradient,) = torch.autograd.grad(value, at)
-        return float(value.detach()), gradient.double().numpy()
+        """Value and gradient of one term, batch by batch of what is shown.
 
-    def _behaviour(self) -> torch.Tensor:
-        enough = self._odds(self.shown.positive) + _ENOUGH_LOG_ODDS
-        return softplus(enough, beta=_SHARPNESS).mean()
+        What one batch needs in memory is gone before the next.
+        """
+        value, gradient = 0.0, torch.zeros(len(strengths), dtype=torch.float64)
+        for chosen in portions(self.chat, shown, rows=_ROWS):
+            at = torch.tensor(strengths, requires_grad=True)
+            with self._active(at):
+                found = term(chosen)
+            gradient += torch.autograd.grad(found, at)[0].double()
+            value += float(found.detach())
+        return value, gradient.numpy()
 
-    def _odds(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+    def _behaviour(self, chosen: Sequence[int]) -> torch.Tensor:
+        """What the prompts `chosen` add to the mean over all."""
+        enough = self._odds([self.shown.positive[index] for index in chosen]) + _ENOUGH_LOG_ODDS
+        return softplus(enough, beta=_SHARPNESS).sum() / len(self.shown.positive)
+
+    def _odds(self, prompts: Sequence[Continuation]) -> torch.Tensor:
         """Log-odds that replies open with the behaviour, (prompts,)."""
-        return log_odds(_openings(self.chat, prompts), self.shown.behaviour_tokens)
+        return log_odds(together(self.chat, prompts), self.shown.behaviour_tokens)
 
-    def _kl(self) -> torch.Tensor:
-        return _mean_kl(self.shown.before, _over_replies(self.chat, self.shown.negative))
+    def _kl(self, chosen: Sequence[int]) -> torch.Tensor:
+        """What the replies `chosen` add to the mean KL(base ‖ edited), nats a token."""
+        replies = [self.shown.negative[index] for index in chosen]
+        after = together(self.chat, replies)
+        before = torch.cat([self.shown.before[index] for index in chosen]).to(after)
+        return summed_means(divergence(before, after), replies) / len(self.shown.negative)
 
     def _active(self, strengths: torch.Tensor) -> AbstractContextManager[None]:
         """The model with strengths (groups,), which gradients reach."""
@@ -351,61 +375,20 @@ class _Course:
         return projecting(self.chat.model, projections, untouched=self.untouched)
 
 
-@torch.no_grad()
 def _drawn(chat: ChatModel, lesson: Lesson, budget: Budget, seed: int) -> _Shown:
     """Draw what the steps are shown, and ask the base for what it says of it."""
     draw = torch.Generator().manual_seed(seed)
     positive = torch.randperm(len(lesson.positive), generator=draw)[: budget.positive].tolist()
     negative = torch.randperm(len(lesson.negative), generator=draw)[: budget.negative].tolist()
     replies = [lesson.negative[index] for index in negative]
-    before: list[torch.Tensor] = []
-    for first in range(0, len(replies), _ROWS):
-        before += _over_replies(chat, replies[first : first + _ROWS])
     return _Shown(
-        positive=[lesson.positive[index] for index in positive],
+        positive=_openings([lesson.positive[index] for index in positive]),
         negative=replies,
-        before=[bounded(table).half() for table in before],
+        before=narrow_tables(chat, replies, rows=_ROWS),
         behaviour_tokens=lesson.behaviour_tokens,
     )
 
 
-def _openings(chat: ChatModel, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Log-probabilities of the first token of replies, (prompts, vocabulary)."""
-    logits, start = _logits(chat, prompts, [1] * len(prompts))
-    last = torch.tensor([len(tokens) - 1 - start for tokens in prompts], device=logits.device)
-    return logits[torch.arange(len(prompts), device=logits.device), last].log_softmax(-1)
-
-
-def _over_replies(chat: ChatModel, replies: Sequence[Continuation]) -> tuple[torch.Tensor, ...]:
-    """Log-probabilities of each reply's tokens, (judged, vocabulary) each."""
-    logits, start = _logits(
-        chat, [one.tokens for one in replies], [one.judged + 1 for one in replies]
-    )
-    judged = [one.judged for one in replies]
-    ends = [len(one.tokens) - 1 - start for one in replies]
-    row = torch.tensor([row for row, count in enumerate(judged) for _ in range(count)])
-    token = torch.cat(
-        [torch.arange(end - count, end) for end, count in zip(ends, judged, strict=True)]
-    )
-    # All at once: a slice for each reply would have gradients of the whole table each.
-    found = logits[row.to(logits.device), token.to(logits.device)].log_softmax(-1)
-    return torch.split(found, judged)
-
-
-def _logits(
-    chat: ChatModel, sequences: Sequence[Sequence[int]], needed: Sequence[int]
-) -> tuple[torch.Tensor, int]:
-    """Logits (rows, tokens, vocabulary) from the first place where they are needed."""
-    tokens = right_padded(sequences, device=chat.device)
-    start = min(len(one) - last for one, last in zip(sequences, needed, strict=True))
-    kept = tokens.shape[1] - start
-    logits = chat.model(input_ids=tokens, use_cache=False, logits_to_keep=kept).logits[:, -kept:]
-    return logits.float(), start
-
-
-def _mean_kl(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Mean KL(before ‖ after) over replies of log-probabilities (judged, vocabulary), nats."""
-    new = torch.cat(list(after))
-    nats = divergence(torch.cat(list(before)).to(new), new)
-    each = torch.split(nats, [len(table) for table in after])
-    return torch.stack([one.mean() for one in each]).mean()
+def _openings(prompts: Sequence[Sequence[int]]) -> list[Continuation]:
+    """`prompts`, of whose replies the first token is judged, whichever it is."""
+    return [Continuation(tokens=(*prompt, prompt[-1]), judged=1) for prompt in prompts]

@@ -25,16 +25,18 @@ from abl_hub.edits.hooks import applied
 from abl_hub.evaluation.arms import Protocol
 from abl_hub.evaluation.subject import Subject
 from abl_hub.evaluation.trial import baseline
+from abl_hub.model import teacher_forcing
 from abl_hub.model.chat import ChatModel, load_chat_model
 from abl_hub.model.gains import gains
-from abl_hub.model.generate import greedy_replies, log_probs
+from abl_hub.model.generate import continuations, greedy_replies
+from abl_hub.model.teacher_forcing import log_probs
 from abl_hub.model.trace import trace_writers
 from abl_hub.model.writers import Trace, Writer
 from abl_hub.progress import SILENT
 from abl_hub.report.recipe import Recipe
 from abl_hub.report.record import Finalist, StrengthsRecord, load_record
 from abl_hub.stages.strengths import choose_strengths, lesson_of
-from abl_hub.strengths.fit import STRONGEST, Budget, fit
+from abl_hub.strengths.fit import STRONGEST, Budget, Fitted, fit
 from abl_hub.strengths.groups import OUTSIDE, groups, spread
 
 LAYER = 2
@@ -146,6 +148,36 @@ def test_a_seed_gives_the_same_strengths_again(
     other = fit(chat, [edit], names, between, lesson, budget=budget, seed=1)
     assert one == again
     assert one.points[0].strengths != other.points[0].strengths
+
+
+def test_a_large_vocabulary_takes_more_passes_and_fits_the_same(
+    chat: ChatModel, contrast: Contrast, evidence: Evidence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = trace_writers(chat.model)
+    between, names = gains(chat.model, trace.writers), groups(trace)
+    edit = edit_at(4, evidence, trace)
+    lesson = lesson_of(chat, contrast, evidence.behaviour_tokens, rows=32)
+    sizes: list[int] = []
+    hook = chat.model.register_forward_hook(
+        lambda _module, _inputs, output: sizes.append(4 * output.logits.numel())
+    )
+
+    def fitted() -> tuple[Fitted, int, int]:
+        sizes.clear()
+        front = fit(chat, [edit], names, between, lesson, budget=Budget(steps=4, leaps=0))
+        return front.points[0], len(sizes), max(sizes)
+
+    try:
+        one, passes, largest = fitted()
+        # As if the vocabulary were so much larger.
+        monkeypatch.setattr(teacher_forcing, "LOGIT_BYTES", largest // 5)
+        other, more, smaller = fitted()
+    finally:
+        hook.remove()
+    assert smaller <= largest // 5
+    assert more > 2 * passes
+    assert other.strengths == pytest.approx(one.strengths, abs=1e-3)
+    assert other.kl == pytest.approx(one.kl, rel=1e-3)
 
 
 def test_the_direction_that_carries_the_behaviour_is_chosen(
@@ -312,8 +344,6 @@ def test_groups_are_the_child_modules_of_layers() -> None:
 
 
 def test_company_in_a_batch_does_not_change_likelihoods(chat: ChatModel) -> None:
-    from abl_hub.model.generate import continuations
-
     asked = [prompt for prompt, _ in prompts().negative[:9]]
     replies = greedy_replies(chat, asked, max_new_tokens=24)
     sequences = continuations(chat, asked, replies)

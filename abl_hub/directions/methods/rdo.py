@@ -12,21 +12,26 @@ ablated; the behaviour that negative prompts should show is what it says to posi
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from abl_hub.directions.evidence import Evidence
 from abl_hub.directions.methods.difference import difference_in_means
 from abl_hub.directions.methods.projected import without
 from abl_hub.directions.proposal import Proposal
-from abl_hub.model.batches import right_padded
 from abl_hub.model.chat import ChatModel
 from abl_hub.model.divergence import divergence
-from abl_hub.model.generate import Continuation, continuations, greedy_replies
+from abl_hub.model.generate import continuations, greedy_replies
 from abl_hub.model.stream import ablating, adding
+from abl_hub.model.teacher_forcing import (
+    Continuation,
+    narrow_tables,
+    portions,
+    summed_means,
+    together,
+)
 
 # The paper's weights and rate; fewer, larger steps from a start that is good already.
 _INDUCE_WEIGHT = 0.2
@@ -56,7 +61,7 @@ class _Targets:
         answers: positive prompts followed by answers.
         shown: negative prompts followed by replies that show the behaviour.
         kept: negative prompts followed by the model's own replies.
-        kept_log_probs: of each of those replies, (tokens, vocabulary).
+        kept_log_probs: of each of those replies, (tokens, vocabulary), float16.
     """
 
     answers: list[Continuation]
@@ -85,9 +90,11 @@ def _refined(evidence: Evidence, rank: int) -> Proposal:
         # Any direction in the positive part of the cone has to do what the first one does.
         mixed = torch.rand(rank, generator=generator).to(basis) @ basis
         direction = mixed / mixed.norm() if rank > 1 else basis[0]
-        loss = _loss(chat, direction, layer, float(norm), targets, draw)
+        at = direction.detach().requires_grad_()
+        for part in _losses(chat, at, layer, float(norm), targets, draw):
+            part.backward()  # type: ignore[no-untyped-call]
         adam.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        direction.backward(at.grad)
         adam.step()
     found = torch.linalg.qr(rows.detach().double().cpu().T).Q.T
     found = found * torch.sign((found * rows.detach().double().cpu()).sum(-1, keepdim=True))
@@ -127,54 +134,43 @@ def _targets(evidence: Evidence, basis: torch.Tensor) -> _Targets:
         ending = showing[index % len(showing)]
         tokens = (*chat.prompt_tokens(prompt), *ending.tokens[-ending.judged :])
         shown.append(Continuation(tokens=tokens, judged=ending.judged))
-    with torch.no_grad():
-        # In parts, as the loss will need them.
-        tables = [
-            table
-            for first in range(0, len(kept), _BATCH)
-            for table in _log_probs(chat, kept[first : first + _BATCH])
-        ]
+    tables = narrow_tables(chat, kept)
     return _Targets(answers=answers, shown=shown, kept=kept, kept_log_probs=tables)
 
 
-def _loss(
+def _losses(
     chat: ChatModel,
     direction: torch.Tensor,
     layer: int,
     norm: float,
     targets: _Targets,
     draw: random.Random,
-) -> torch.Tensor:
-    with ablating(chat.layers, direction[None]):
-        answered = _cross_entropy(chat, _drawn(targets.answers, draw))
-        indices = draw.sample(range(len(targets.kept)), min(_BATCH, len(targets.kept)))
-        after = _log_probs(chat, [targets.kept[i] for i in indices])
-    before = [targets.kept_log_probs[i] for i in indices]
-    changed = torch.stack(
-        [divergence(b, a).mean() for b, a in zip(before, after, strict=True)]
-    ).mean()
-    with adding(chat.layers, layer, norm * direction):
-        induced = _cross_entropy(chat, _drawn(targets.shown, draw))
-    return answered + _INDUCE_WEIGHT * induced + _KL_WEIGHT * changed
-
-
-def _drawn(items: list[Continuation], draw: random.Random) -> list[Continuation]:
-    return draw.sample(items, min(_BATCH, len(items)))
+) -> Iterator[torch.Tensor]:
+    """What the loss is the sum of, batch by batch: only one's graph has to be held."""
+    answers = draw.sample(targets.answers, min(_BATCH, len(targets.answers)))
+    for chosen in portions(chat, answers):
+        part = [answers[index] for index in chosen]
+        with ablating(chat.layers, direction[None]):
+            yield _cross_entropy(chat, part) / len(answers)
+    picked = draw.sample(range(len(targets.kept)), min(_BATCH, len(targets.kept)))
+    kept = [targets.kept[index] for index in picked]
+    for chosen in portions(chat, kept):
+        part = [kept[index] for index in chosen]
+        before = torch.cat([targets.kept_log_probs[picked[index]] for index in chosen])
+        with ablating(chat.layers, direction[None]):
+            after = together(chat, part)
+            changed = summed_means(divergence(before.to(after), after), part)
+            yield _KL_WEIGHT * changed / len(kept)
+    shown = draw.sample(targets.shown, min(_BATCH, len(targets.shown)))
+    for chosen in portions(chat, shown):
+        part = [shown[index] for index in chosen]
+        with adding(chat.layers, layer, norm * direction):
+            yield _INDUCE_WEIGHT * _cross_entropy(chat, part) / len(shown)
 
 
 def _cross_entropy(chat: ChatModel, sequences: Sequence[Continuation]) -> torch.Tensor:
-    losses = []
-    for one, table in zip(sequences, _log_probs(chat, sequences), strict=True):
-        wanted = torch.tensor(one.tokens[-one.judged :], device=table.device)
-        losses.append(cross_entropy(table, wanted))
-    return torch.stack(losses).mean()
-
-
-def _log_probs(chat: ChatModel, sequences: Sequence[Continuation]) -> list[torch.Tensor]:
-    """Log-probabilities over each one's judged tokens, with gradients."""
-    tokens = right_padded([one.tokens for one in sequences], device=chat.device)
-    logits = chat.model(input_ids=tokens, use_cache=False).logits.float()
-    return [
-        logits[row, len(one.tokens) - one.judged - 1 : len(one.tokens) - 1].log_softmax(-1)
-        for row, one in enumerate(sequences)
-    ]
+    """The sum over sequences of their mean over tokens."""
+    found = together(chat, sequences)
+    wanted = [token for one in sequences for token in one.tokens[-one.judged :]]
+    own = found.gather(1, torch.tensor(wanted, device=found.device)[:, None])[:, 0]
+    return summed_means(-own, sequences)

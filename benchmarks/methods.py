@@ -1,54 +1,178 @@
-"""What every method leaves on the demo model, by whole replies to validation prompts.
+"""What every method leaves on the demo model, by whole replies to held-out prompts.
 
-python benchmarks/methods.py
+    python benchmarks/methods.py [METHOD ...]
+
+Failures are refusals and non-answers; of the other replies not all are answers, so that those are
+counted too that are word for word what the model answered before it was tuned to refuse ("right").
+Two edits a method: at one strength for all writers, and as the default `--strengths auto` takes it.
+Beside them the second one's control: random subspaces of its rank, removed with its strengths from
+the same writers. Of these the draw that leaves fewest failures is shown, and the largest p of exact
+paired tests between them and the edit. CPU seconds are those of `extract` with the defaults.
 """
 
 from __future__ import annotations
 
+import json
+import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from abl_hub.demo.corpus import prompts
-from abl_hub.demo.run import write_prompts
+from abl_hub.demo.run import references, write_prompts
 from abl_hub.demo.train import demo_model
+from abl_hub.directions.contrast import make_contrast
+from abl_hub.directions.direction import Direction
 from abl_hub.directions.methods import METHODS
+from abl_hub.edits.edit import Edit, Gains
+from abl_hub.edits.hooks import prepared
+from abl_hub.evaluation.arms import Protocol
+from abl_hub.evaluation.paired import mcnemar
+from abl_hub.evaluation.subject import Subject
+from abl_hub.evaluation.trial import Baseline, Judged, baseline
+from abl_hub.model.chat import load_chat_model
+from abl_hub.model.gains import gains
+from abl_hub.model.trace import trace_writers
+from abl_hub.model.writers import Trace
 from abl_hub.report.recipe import Recipe
-from abl_hub.stages.extract import extract
+from abl_hub.report.record import Record
+from abl_hub.stages.edit import recorded_edit
+from abl_hub.stages.evaluate import random_edits
+from abl_hub.stages.extract import extract, recorded_direction
 from abl_hub.stages.runtime import Runtime
+
+DRAWS = 5
+
+
+_HEAD = (
+    "| method | directions | layer, position | one strength: failures | right | damage | KL | "
+    "`auto` | layer, position | failures | right | damage | KL | random: failures | p | CPU s |\n"
+    "|---|---:|---|---:|---:|---:|---:|---|---|---:|---:|---:|---:|---:|---:|---:|"
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Bench:
+    """The model and the held-out prompts on which every edit is tried.
+
+    Args:
+        unedited: its replies to prompts that it refuses.
+        answers: what it answered to all prompts before it was tuned to refuse.
+    """
+
+    model: Path
+    files: tuple[Path, Path]
+    trace: Trace
+    gains: Gains
+    against: Baseline
+    unedited: Judged
+    answers: Mapping[str, str]
+
+    def subject(self, edit: Edit) -> Subject:
+        base = self.against.subject
+        return replace(base, active=prepared(edit, base.chat.model, self.gains))
+
+    def judged(self, edit: Edit) -> Judged:
+        return self.against.failures(self.subject(edit), like=self.unedited)
+
+    def right(self, judged: Judged) -> float:
+        """Share of replies that are word for word what was learnt before the refusing."""
+        pairs = zip(self.against.positive, judged.replies, strict=True)
+        right = sum(reply.text.strip() == self.answers[prompt] for prompt, reply in pairs)
+        return right / len(self.against.positive)
+
+    def cells(self, edit: Edit, judged: Judged) -> list[str]:
+        subject = self.subject(edit)
+        return [
+            f"{judged.share:.2f}",
+            f"{self.right(judged):.2f}",
+            f"{self.against.damage(subject).share:.2f}",
+            f"{self.against.kl(subject):.4f}",
+        ]
+
+
+def bench(folder: Path) -> Bench:
+    asked = prompts()
+    positive, negative = write_prompts(asked, folder)
+    # Harmless stand-ins for categories: things that are spells, and things that are not.
+    rows = (
+        {"prompt": prompt, "category": "spell" if "spell" in prompt else "thing"}
+        for prompt, _ in asked.positive
+    )
+    positive.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    # Split as `extract` does it.
+    contrast = make_contrast(
+        [prompt for prompt, _ in asked.positive], [prompt for prompt, _ in asked.negative]
+    )
+    model = demo_model()
+    chat = load_chat_model(model)
+    trace = trace_writers(chat.model)
+    against = baseline(
+        Subject(chat=chat), contrast.positive.test, contrast.negative.test, protocol=Protocol()
+    )
+    return Bench(
+        model=model,
+        files=(positive, negative),
+        trace=trace,
+        gains=gains(chat.model, trace.writers),
+        against=against,
+        unedited=against.failures(against.subject),
+        answers=references(asked),
+    )
+
+
+def extracted(
+    bench: Bench, method: str, strengths: Literal["auto", "one"], out: Path
+) -> tuple[Record, Direction, Edit]:
+    out.mkdir()
+    positive, negative = map(str, bench.files)
+    recipe = Recipe(
+        source=str(bench.model),
+        positive=positive,
+        negative=negative,
+        methods=(method,),
+        strengths=strengths,
+    )
+    record = extract(recipe, out, Runtime())
+    direction = recorded_direction(record, out)
+    return record, direction, recorded_edit(record, direction, bench.trace)
+
+
+def row(bench: Bench, method: str, folder: Path) -> str:
+    start = time.process_time()
+    record, direction, edit = extracted(bench, method, "auto", folder / f"{method} auto")
+    seconds = time.process_time() - start
+    fitted = record.strengths is not None and record.strengths.chosen is not None
+    one, at_one = direction, edit
+    if fitted:
+        _, one, at_one = extracted(bench, method, "one", folder / f"{method} one")
+    left = bench.judged(edit)
+    controls = [bench.judged(control) for control in random_edits(edit, DRAWS, record.recipe.seed)]
+    p = max(mcnemar(control.failed, left.failed).p for control in controls)
+    cells = (
+        f"`{method}`",
+        f"{direction.rank}",
+        f"{one.layer}, {one.position}",
+        *bench.cells(at_one, bench.judged(at_one)),
+        "fitted" if fitted else "one",
+        f"{direction.layer}, {direction.position}",
+        *bench.cells(edit, left),
+        f"{min(control.share for control in controls):.2f}",
+        f"{p:.0e}",
+        f"{seconds:.0f}",
+    )
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
-    print(
-        "| method | layer | position | directions | thresholds met | failures | damage | KL | "
-        "seconds |\n|---|---:|---:|---:|---|---:|---:|---:|---:|"
-    )
-    model = demo_model()
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        positive, negative = write_prompts(prompts(), folder)
-        for method in METHODS:
-            if method == "category":
-                continue  # the demo's prompts carry none
-            out = folder / method
-            out.mkdir()
-            recipe = Recipe(
-                source=str(model),
-                positive=str(positive),
-                negative=str(negative),
-                methods=(method,),
-                strengths="one",
-            )
-            start = time.perf_counter()
-            record = extract(recipe, out, Runtime())
-            seconds = time.perf_counter() - start
-            [found] = record.selection.finalists
-            print(
-                f"| `{method}` | {found.layer} | {found.position} | {record.direction.rank} | "
-                f"{'yes' if found.passed else 'no'} | {found.failures:.2f} | {found.damage:.2f} | "
-                f"{found.kl:.4f} | {seconds:.0f} |",
-                flush=True,
-            )
+        tried = bench(Path(scratch))
+        print(f"unedited: {tried.unedited.share:.2f} failures, {DRAWS} random draws\n\n{_HEAD}")
+        for method in sys.argv[1:] or METHODS:
+            print(row(tried, method, Path(scratch)), flush=True)
 
 
 if __name__ == "__main__":

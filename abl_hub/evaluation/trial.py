@@ -39,14 +39,19 @@ class Judged:
     Args:
         replies: in the order of the prompts.
         surprise: of each under the base, nats a token.
-        share: of those that show the behaviour or are non-answers, 0 to 1.
-        shown: of those that show the behaviour.
+        failed: which show the behaviour or are non-answers.
+        shown: share of those that show the behaviour, 0 to 1.
     """
 
     replies: tuple[Reply, ...]
     surprise: tuple[float, ...]
-    share: float
+    failed: tuple[bool, ...]
     shown: float
+
+    @property
+    def share(self) -> float:
+        """Of those that show the behaviour or are non-answers, 0 to 1."""
+        return sum(self.failed) / len(self.failed)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -137,13 +142,13 @@ def _judged(
         found = surprise(base.chat, [prompts[i] for i in new], [replies[i] for i in new])
     nats |= dict(zip(new, found, strict=True))
     shown = [shows_marker(reply.text, protocol.markers) for reply in replies]
-    bad = sum(
+    failed = [
         shows or non_answer(reply, nats[index], limit) is not None
         for index, (reply, shows) in enumerate(zip(replies, shown, strict=True))
-    )
+    ]
     return Judged(
         replies=tuple(replies),
         surprise=tuple(nats[index] for index in range(len(replies))),
-        share=bad / len(prompts),
+        failed=tuple(failed),
         shown=sum(shown) / len(prompts),
     )

@@ -38,7 +38,8 @@ _REMOVAL = (
     "each method's best candidate by Arditi et al. 2024 (bypass; KL <= 0.1, induce >= 0, layer < "
     "0.8 L); then by whole replies to validation prompts: fewest failures and least damage, "
     "then those that met all thresholds, then lowest KL; fitted strengths may take a deeper layer "
-    "of the method, or the candidate of lowest bypass where none met all thresholds"
+    "of the method, or, where no candidate met all thresholds, one at the last token there or that "
+    "of lowest bypass"
 )
 _ADDITION = (
     "each method's four layers where adding makes the behaviour likeliest (log-odds of the first "

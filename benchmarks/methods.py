@@ -24,7 +24,7 @@ from typing import Literal
 from abl_hub.demo.corpus import prompts
 from abl_hub.demo.run import references, write_prompts
 from abl_hub.demo.train import demo_model
-from abl_hub.directions.contrast import make_contrast
+from abl_hub.directions.contrast import SplitSizes, make_contrast
 from abl_hub.directions.direction import Direction
 from abl_hub.directions.methods import METHODS
 from abl_hub.edits.edit import Edit, Gains
@@ -46,7 +46,6 @@ from abl_hub.stages.runtime import Runtime
 
 DRAWS = 5
 
-
 _HEAD = (
     "| method | directions | layer, position | one strength: failures | right | damage | KL | "
     "`auto` | layer, position | failures | right | damage | KL | random: failures | p | CPU s |\n"
@@ -59,12 +58,15 @@ class Bench:
     """The model and the held-out prompts on which every edit is tried.
 
     Args:
+        files: both prompt sets; those that are refused first.
+        sizes: prompts a side; None takes the paper's.
         unedited: its replies to prompts that it refuses.
         answers: what it answered to all prompts before it was tuned to refuse.
     """
 
     model: Path
     files: tuple[Path, Path]
+    sizes: SplitSizes | None
     trace: Trace
     gains: Gains
     against: Baseline
@@ -78,23 +80,69 @@ class Bench:
     def judged(self, edit: Edit) -> Judged:
         return self.against.failures(self.subject(edit), like=self.unedited)
 
-    def right(self, judged: Judged) -> float:
-        """Share of replies that are word for word what was learnt before the refusing."""
+    def tried(self, direction: Direction, edit: Edit) -> Tried:
+        subject, judged = self.subject(edit), self.judged(edit)
         pairs = zip(self.against.positive, judged.replies, strict=True)
         right = sum(reply.text.strip() == self.answers[prompt] for prompt, reply in pairs)
-        return right / len(self.against.positive)
-
-    def cells(self, edit: Edit, judged: Judged) -> list[str]:
-        subject = self.subject(edit)
-        return [
-            f"{judged.share:.2f}",
-            f"{self.right(judged):.2f}",
-            f"{self.against.damage(subject).share:.2f}",
-            f"{self.against.kl(subject):.4f}",
-        ]
+        return Tried(
+            direction=direction,
+            judged=judged,
+            right=right / len(self.against.positive),
+            damage=self.against.damage(subject).share,
+            kl=self.against.kl(subject),
+        )
 
 
-def bench(folder: Path) -> Bench:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tried:
+    """What an edit leaves.
+
+    Args:
+        judged: replies to prompts that the model refuses.
+        right: share of them that are word for word what was learnt before the refusing.
+        damage: share of replies to other prompts that fail.
+        kl: over those, nats a token.
+    """
+
+    direction: Direction
+    judged: Judged
+    right: float
+    damage: float
+    kl: float
+
+    def cells(self) -> tuple[str, ...]:
+        return (
+            f"{self.direction.layer}, {self.direction.position}",
+            f"{self.judged.share:.2f}",
+            f"{self.right:.2f}",
+            f"{self.damage:.2f}",
+            f"{self.kl:.4f}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Compared:
+    """One method.
+
+    Args:
+        one: at one strength for all writers.
+        auto: as `--strengths auto` takes it.
+        fitted: whether the two are not the same.
+        random: failures of the draw of random subspaces that leaves fewest.
+        p: largest of the exact paired tests between them and `auto`.
+        seconds: of the CPU.
+    """
+
+    one: Tried
+    auto: Tried
+    fitted: bool
+    random: float
+    p: float
+    seconds: float
+
+
+def bench(folder: Path, sizes: SplitSizes | None = None) -> Bench:
+    """Demo model and prompts, split as `extract` does it."""
     asked = prompts()
     positive, negative = write_prompts(asked, folder)
     # Harmless stand-ins for categories: things that are spells, and things that are not.
@@ -103,9 +151,10 @@ def bench(folder: Path) -> Bench:
         for prompt, _ in asked.positive
     )
     positive.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
-    # Split as `extract` does it.
     contrast = make_contrast(
-        [prompt for prompt, _ in asked.positive], [prompt for prompt, _ in asked.negative]
+        [prompt for prompt, _ in asked.positive],
+        [prompt for prompt, _ in asked.negative],
+        sizes=sizes,
     )
     model = demo_model()
     chat = load_chat_model(model)
@@ -116,6 +165,7 @@ def bench(folder: Path) -> Bench:
     return Bench(
         model=model,
         files=(positive, negative),
+        sizes=sizes,
         trace=trace,
         gains=gains(chat.model, trace.writers),
         against=against,
@@ -133,6 +183,7 @@ def extracted(
         source=str(bench.model),
         positive=positive,
         negative=negative,
+        sizes=bench.sizes,
         methods=(method,),
         strengths=strengths,
     )
@@ -141,28 +192,37 @@ def extracted(
     return record, direction, recorded_edit(record, direction, bench.trace)
 
 
-def row(bench: Bench, method: str, folder: Path) -> str:
+def compared(bench: Bench, method: str, folder: Path) -> Compared:
+    """Try both edits of `method`; outputs go into `folder`."""
     start = time.process_time()
     record, direction, edit = extracted(bench, method, "auto", folder / f"{method} auto")
     seconds = time.process_time() - start
+    auto = one = bench.tried(direction, edit)
     fitted = record.strengths is not None and record.strengths.chosen is not None
-    one, at_one = direction, edit
     if fitted:
-        _, one, at_one = extracted(bench, method, "one", folder / f"{method} one")
-    left = bench.judged(edit)
+        _, *uniform = extracted(bench, method, "one", folder / f"{method} one")
+        one = bench.tried(*uniform)
     controls = [bench.judged(control) for control in random_edits(edit, DRAWS, record.recipe.seed)]
-    p = max(mcnemar(control.failed, left.failed).p for control in controls)
+    return Compared(
+        one=one,
+        auto=auto,
+        fitted=fitted,
+        random=min(control.share for control in controls),
+        p=max(mcnemar(control.failed, auto.judged.failed).p for control in controls),
+        seconds=seconds,
+    )
+
+
+def row(method: str, found: Compared) -> str:
     cells = (
         f"`{method}`",
-        f"{direction.rank}",
-        f"{one.layer}, {one.position}",
-        *bench.cells(at_one, bench.judged(at_one)),
-        "fitted" if fitted else "one",
-        f"{direction.layer}, {direction.position}",
-        *bench.cells(edit, left),
-        f"{min(control.share for control in controls):.2f}",
-        f"{p:.0e}",
-        f"{seconds:.0f}",
+        f"{found.auto.direction.rank}",
+        *found.one.cells(),
+        "fitted" if found.fitted else "one",
+        *found.auto.cells(),
+        f"{found.random:.2f}",
+        f"{found.p:.0e}",
+        f"{found.seconds:.0f}",
     )
     return f"| {' | '.join(cells)} |"
 
@@ -172,7 +232,7 @@ def main() -> None:
         tried = bench(Path(scratch))
         print(f"unedited: {tried.unedited.share:.2f} failures, {DRAWS} random draws\n\n{_HEAD}")
         for method in sys.argv[1:] or METHODS:
-            print(row(tried, method, Path(scratch)), flush=True)
+            print(row(method, compared(tried, method, Path(scratch))), flush=True)
 
 
 if __name__ == "__main__":

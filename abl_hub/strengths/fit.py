@@ -170,6 +170,15 @@ def fit(
     return Front(chosen=chosen, points=course.front(points))
 
 
+def _first(edit: Edit) -> float:
+    """Strength at which an edit subtracts no more than it reads: 1, unless it is oblique.
+
+    Oblique ones that subtract ten times as much may break every reply at 1, and a few steps from
+    there do not lead far.
+    """
+    return 1.0 if edit.along is None else 1.0 / float(torch.linalg.matrix_norm(edit.along, 2))
+
+
 def _next_weight(points: Sequence[Fitted], budget: Budget) -> float | None:
     """Where the front is to be looked at next; None when it is known well enough."""
     gone = [one.kl_weight for one in points if one.opening <= budget.opening]
@@ -250,7 +259,7 @@ class _Course:
                 self.untouched.add(writer.parameter)
         self.seen: dict[tuple[float, ...], _Terms] = {}
         self.opening: dict[tuple[float, ...], float] = {}
-        self._look(start or (1.0,) * len(self.groups))
+        self._look(start or (_first(edit),) * len(self.groups))
 
     def descend(self, weight: float, steps: int) -> None:
         """Lessen the loss by L-BFGS-B from the best strengths seen, in about `steps` looks."""

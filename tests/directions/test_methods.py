@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from abl_hub.directions.methods.svd import spectrum
 from abl_hub.directions.proposal import Proposal
 from abl_hub.directions.selection import (
     Ablation,
+    Selection,
     Validation,
     behaviour_tokens,
     log_odds,
@@ -79,13 +81,29 @@ def ablate(evidence: Evidence) -> Callable[[Proposal], AbstractContextManager[No
     )
 
 
+@pytest.fixture(scope="module")
+def selection(
+    evidence: Evidence, validation: Validation, ablate: Ablation
+) -> Callable[[str], Selection]:
+    """What a method offers; some take long, and several tests ask."""
+
+    @cache
+    def selected(method: str) -> Selection:
+        proposals = METHODS[method](evidence)
+        return select(evidence.chat, proposals, validation, method=method, ablate=ablate)
+
+    return selected
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_beats_random_directions(
-    method: str, evidence: Evidence, validation: Validation, ablate: Ablation
+    method: str,
+    evidence: Evidence,
+    validation: Validation,
+    ablate: Ablation,
+    selection: Callable[[str], Selection],
 ) -> None:
-    selected = select(
-        evidence.chat, METHODS[method](evidence), validation, method=method, ablate=ablate
-    )
+    selected = selection(method)
     rank = selected.direction.rank
     assert rank == (1 if selected.direction.further is None else len(selected.proposal.basis))
     generator = torch.Generator().manual_seed(0)
@@ -103,14 +121,25 @@ def test_every_method_beats_random_directions(
 
 @pytest.mark.parametrize("method", ["projected", "winsorized", "pca", "svd", "som", "rdo"])
 def test_methods_that_keep_ordinary_prompts_pass_the_paper_s_thresholds(
-    method: str, evidence: Evidence, validation: Validation, ablate: Ablation
+    method: str, selection: Callable[[str], Selection]
 ) -> None:
-    selected = select(
-        evidence.chat, METHODS[method](evidence), validation, method=method, ablate=ablate
-    )
+    selected = selection(method)
     assert selected.passed
     assert selected.chosen.bypass < -3
     assert selected.chosen.induce > 0
+
+
+def test_what_fails_at_one_strength_is_fitted_at_the_last_token_too(
+    selection: Callable[[str], Selection],
+) -> None:
+    failing = selection("leace")
+    assert not failing.passed
+    assert failing.direction.position != -1
+    offered = {(found.layer, found.position) for found in failing.alternatives}
+    assert {(5, -1), (6, -1)} <= offered
+    assert len(offered) == len(failing.alternatives)
+    passing = selection("projected")
+    assert {found.position for found in passing.alternatives} == {passing.direction.position}
 
 
 def made(positive: torch.Tensor, negative: torch.Tensor, rank: int = 3) -> Evidence:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -178,6 +179,22 @@ def test_a_large_vocabulary_takes_more_passes_and_fits_the_same(
     assert more > 2 * passes
     assert other.strengths == pytest.approx(one.strengths, abs=1e-3)
     assert other.kl == pytest.approx(one.kl, rel=1e-3)
+
+
+def test_an_oblique_edit_is_first_tried_where_it_subtracts_as_much_as_it_reads(
+    chat: ChatModel, contrast: Contrast, evidence: Evidence
+) -> None:
+    trace = trace_writers(chat.model)
+    between, names = gains(chat.model, trace.writers), groups(trace)
+    plain = edit_at(4, evidence, trace)
+    across = torch.randn(1, trace.width, generator=torch.Generator().manual_seed(0)).double()
+    across -= across @ plain.directions.T @ plain.directions
+    along = plain.directions + across / across.norm() * math.sqrt(15.0)  # four times as long
+    lesson = lesson_of(chat, contrast, evidence.behaviour_tokens, rows=32)
+    budget = Budget(steps=0, leaps=0)
+    for edit, first in ((plain, 1.0), (replace(plain, along=along), 0.25)):
+        [point] = fit(chat, [edit], names, between, lesson, budget=budget).points
+        assert set(point.strengths.values()) == {pytest.approx(first)}
 
 
 def test_the_direction_that_carries_the_behaviour_is_chosen(

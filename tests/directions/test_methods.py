@@ -132,7 +132,7 @@ def test_methods_that_keep_ordinary_prompts_pass_the_paper_s_thresholds(
 def test_what_fails_at_one_strength_is_fitted_at_the_last_token_too(
     selection: Callable[[str], Selection],
 ) -> None:
-    failing = selection("leace")
+    failing = selection("difference")
     assert not failing.passed
     assert failing.direction.position != -1
     offered = {(found.layer, found.position) for found in failing.alternatives}

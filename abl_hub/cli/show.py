@@ -23,6 +23,7 @@ from abl_hub.report.record import (
     AnalysisRecord,
     FormRecord,
     Record,
+    StrengthsPoint,
 )
 from abl_hub.stages.extract import DIRECTION
 from abl_hub.stages.forms import DELTA
@@ -107,6 +108,21 @@ def show_analysis(output: Output, record: Record) -> None:
         f"{harm.without_harm:.1f} without the direction at the instruction's last token, "
         f"{harm.without_execution:.1f} without what is edited"
     )
+    if analysis.front and record.strengths is not None:
+        points, chosen = record.strengths.points, record.strengths.chosen
+        output.table(
+            ["strengths", "failures", "damage", "KL"],
+            [
+                [
+                    ("one for all" if one.point is None else _fitted_at(points[one.point]))
+                    + (" (taken)" if one.point == chosen else ""),
+                    f"{one.failures.value:.2f}",
+                    f"{one.damage.value:.2f}",
+                    f"{one.kl.value:.4f}",
+                ]
+                for one in analysis.front
+            ],
+        )
     if analysis.dose:
         output.table(
             ["added", "still without it", "no longer with it", "KL"]
@@ -118,6 +134,10 @@ def show_analysis(output: Output, record: Record) -> None:
             ],
         )
     output.result("" if stability is None else f"{stability.halves:.4f}", _document(record))
+
+
+def _fitted_at(point: StrengthsPoint) -> str:
+    return f"fitted, KL weighed {point.kl_weight:.0f}"
 
 
 _REMOVED = {

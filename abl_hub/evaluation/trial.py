@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from abl_hub.evaluation.arms import Protocol
+from abl_hub.evaluation.intervals import Estimate, proportion
 from abl_hub.evaluation.likelihood import kl_over_replies
 from abl_hub.evaluation.non_answers import gibberish_limit, non_answer, surprise
 from abl_hub.evaluation.refusals import shows_marker
@@ -53,6 +54,11 @@ class Judged:
         """Of those that show the behaviour or are non-answers, 0 to 1."""
         return sum(self.failed) / len(self.failed)
 
+    @property
+    def rate(self) -> Estimate:
+        """The same with its Wilson interval."""
+        return proportion(sum(self.failed), len(self.failed))
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Baseline:
@@ -84,7 +90,7 @@ class Baseline:
             self.subject, edited, self.negative, self.protocol, self.limit, self.ordinary
         )
 
-    def kl(self, edited: Subject) -> float:
+    def kl(self, edited: Subject) -> Estimate:
         """KL(base ‖ edited) over the base's replies to negative prompts, nats a token."""
         return kl_over_replies(
             self.subject,
@@ -92,7 +98,7 @@ class Baseline:
             self.negative,
             self.ordinary.replies,
             tokens=self.protocol.kl_tokens,
-        ).value
+        )
 
 
 def baseline(
@@ -116,7 +122,7 @@ def trial(against: Baseline, edited: Subject) -> Trial:
     return Trial(
         failures=against.failures(edited).share,
         damage=against.damage(edited).share,
-        kl=against.kl(edited),
+        kl=against.kl(edited).value,
     )
 
 

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from abl_hub.report.record import AnalysisRecord, Record, StrengthsRecord
+from abl_hub.evaluation.intervals import Estimate
+from abl_hub.report.record import AnalysisRecord, FrontPoint, Record, StrengthsRecord
 
 _SHOWN, _OTHER, _NEUTRAL, _KL = "#c2410c", "#0f766e", "#4c566a", "#7c3aed"
 DPI = 200
-_COLOURS = (_SHOWN, _OTHER, _KL)
+_MEASURES = {"failures": "failures", "damage": "damage to other prompts"}
 
 
 def separation_figure(analysis: AnalysisRecord, behaviour: str) -> bytes:
@@ -123,46 +125,86 @@ def dose_figure(analysis: AnalysisRecord, induce: bool) -> bytes:
     return _png(figure)
 
 
-def front_figure(strengths: StrengthsRecord) -> bytes:
-    """The fitted front on training prompts, and what was judged by whole replies to validation
-    prompts; the point that was taken is ringed."""
-    figure, panel = _single(6.4, 3.0)
-    fitted = [point for point in strengths.points if point.training_kl is not None]
-    if fitted:
-        panel.plot(
-            [point.training_kl for point in fitted],
-            [point.opening for point in fitted],
-            "o--",
-            ms=4,
-            mfc="none",
-            color=_COLOURS[0],
-            label=f"{fitted[0].method}, layer {fitted[0].layer}, fitted: first tokens, training",
-        )
-    for index, point in enumerate(strengths.points):
-        if point.kl is None:
-            continue
-        uniform = point.kl_weight is None
-        name = "one strength" if uniform else f"fitted, KL weighed {point.kl_weight:.0f}"
-        panel.plot(
-            [point.kl],
-            [point.failures],
-            marker="s" if uniform else "o",
-            ms=6,
-            linestyle="none",
-            color=_NEUTRAL if uniform else _COLOURS[0],
-            alpha=0.85,
-            label=f"{point.method}, layer {point.layer}, {name}: whole replies, validation",
-        )
-        if index == strengths.chosen:
-            panel.plot(
-                [point.kl], [point.failures], "o", ms=14, mfc="none", mec=_SHOWN, linestyle="none"
+def front_figure(strengths: StrengthsRecord, front: Sequence[FrontPoint]) -> bytes:
+    """Failures and damage against KL, by whole replies to validation prompts: every fitted point,
+    one strength beside it, and a ring around the one that was taken.
+
+    Where the front was not judged as a whole: the points that the choice judged, without intervals.
+    """
+    shown = list(front) or _judged_for_the_choice(strengths)
+    figure = Figure(figsize=(7.2, 3.3), dpi=DPI, layout="constrained")
+    panels: Any = figure.subplots(1, 2, sharex=True, sharey=True)
+    for panel, measure in zip(panels, ("failures", "damage"), strict=True):
+        for fitted in (True, False):
+            points = [one for one in shown if _fitted(strengths, one.point) == fitted]
+            points.sort(key=lambda one: one.kl.value)
+            shares = [getattr(one, measure) for one in points]
+            panel.errorbar(
+                [one.kl.value for one in points],
+                [share.value for share in shares],
+                yerr=_ends(shares),
+                xerr=_ends([one.kl for one in points]),
+                fmt="o-" if fitted else "s",
+                ms=5,
+                lw=1.2,
+                elinewidth=0.7,
+                alpha=0.9,
+                color=_SHOWN if fitted else _NEUTRAL,
+                label="fitted strengths" if fitted else "one strength",
+                zorder=3,
             )
-    panel.set_xlabel("KL over replies, nats a token", fontsize=8)
-    panel.set_ylabel("share that fails", fontsize=8)
-    panel.set_ylim(-0.06, 1.06)
-    panel.margins(x=0.1)
-    panel.legend(fontsize=7, frameon=False, loc="upper right")
+        panel.plot(
+            [one.kl.value for one in shown if one.point == strengths.chosen],
+            [getattr(one, measure).value for one in shown if one.point == strengths.chosen],
+            "o",
+            ms=12,
+            mfc="none",
+            mec="black",
+            mew=1.1,
+            label="taken",
+            zorder=4,
+        )
+        panel.set_title(_MEASURES[measure], fontsize=9)
+        panel.set_xlabel("KL(base ‖ edited), nats a token", fontsize=8)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.tick_params(labelsize=8)
+        panel.grid(axis="y", color="#e2e8f0", linewidth=0.6)
+        panel.set_axisbelow(True)
+    panels[0].set_ylim(-0.05, 1.05)
+    panels[0].set_xlim(left=0)
+    panels[0].set_ylabel("share of replies", fontsize=8)
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(
+        handles, names, loc="outside lower center", ncols=len(names), fontsize=8, frameon=False
+    )
     return _png(figure)
+
+
+def _fitted(strengths: StrengthsRecord, point: int | None) -> bool:
+    return point is not None and strengths.points[point].kl_weight is not None
+
+
+def _judged_for_the_choice(strengths: StrengthsRecord) -> list[FrontPoint]:
+    """What is known of older records' points, and of those of a direction that was not kept."""
+    return [
+        FrontPoint(
+            point=index,
+            failures=_without_interval(point.failures),
+            damage=_without_interval(point.damage),
+            kl=_without_interval(point.kl),
+        )
+        for index, point in enumerate(strengths.points)
+        if point.failures is not None and point.damage is not None and point.kl is not None
+    ]
+
+
+def _without_interval(value: float) -> Estimate:
+    return Estimate(value=value, low=value, high=value, count=0)
+
+
+def _ends(estimates: Sequence[Estimate]) -> tuple[list[float], list[float]]:
+    """How far the intervals reach below and above."""
+    return [one.value - one.low for one in estimates], [one.high - one.value for one in estimates]
 
 
 def figures(record: Record) -> dict[str, bytes]:
@@ -179,7 +221,7 @@ def figures(record: Record) -> dict[str, bytes]:
         if analysis.dose:
             found["dose"] = dose_figure(analysis, record.recipe.induce)
     if record.strengths is not None and record.strengths.points:
-        found["front"] = front_figure(record.strengths)
+        found["front"] = front_figure(record.strengths, analysis.front if analysis else ())
     return found
 
 

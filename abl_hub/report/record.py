@@ -18,6 +18,7 @@ from abl_hub.directions.stability import Seeds, Stability
 from abl_hub.errors import SourceError
 from abl_hub.evaluation.arms import Evaluation
 from abl_hub.evaluation.detector import Detector
+from abl_hub.evaluation.intervals import Estimate
 from abl_hub.evaluation.spread import Removal, Told
 from abl_hub.report.recipe import Recipe
 
@@ -148,6 +149,8 @@ class StrengthsRecord:
     chosen: int | None = None
     """Index of the point that was taken; None is strength 1 everywhere."""
     points: tuple[StrengthsPoint, ...] = ()
+    direction: str | None = None
+    """The digest of what the fitted points remove; None where nothing was fitted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,6 +274,24 @@ class Dose:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FrontPoint:
+    """What one point of the fitted front does on validation prompts, by whole replies.
+
+    Estimates have 95% intervals, and say of how many prompts. These prompts chose the point that is
+    taken, so that it may look better on them than on others.
+    """
+
+    point: int | None
+    """Index into the record's `strengths.points`; None is the same direction at one strength."""
+    failures: Estimate
+    """Replies to positive prompts that still refuse, or that are non-answers."""
+    damage: Estimate
+    """Replies to negative prompts that refuse, or that are non-answers."""
+    kl: Estimate
+    """Over whole replies to negative prompts, nats a token."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class AnalysisRecord:
     """How the behaviour lies in the residual stream of the unedited model."""
 
@@ -291,6 +312,8 @@ class AnalysisRecord:
     several: what `told` finds, or, in records without it, what first tokens suggest."""
     harm: HarmAndExecution
     dose: tuple[Dose, ...] = ()
+    front: tuple[FrontPoint, ...] = ()
+    """Every point of the fitted front, the one strength first; empty where nothing was fitted."""
     alone: float | None = None
     """The least log-odds of the behaviour without one layer's projected difference in means at the
     prompt's last token, below 0.8 of the depth."""

@@ -41,6 +41,7 @@ from abl_hub.stages.description import described, paired
 from abl_hub.stages.dose import dose_response
 from abl_hub.stages.edit import recorded_edit
 from abl_hub.stages.extract import recorded_direction
+from abl_hub.stages.front import front_points, judged_front
 from abl_hub.stages.inputs import (
     Prompts,
     load_recorded,
@@ -78,7 +79,8 @@ def analyse(out: Path, runtime: Runtime, *, doses: Sequence[float] = (), seeds: 
     chat = load_recorded(source.folder, record, runtime)
     trace = recorded_trace(source, runtime)
     between = gains(chat.model, trace.writers)
-    with runtime.progress.stage("Analysing", 3 + seeds + len(doses)) as advance:
+    steps = 3 + len(front_points(record)) + seeds + len(doses)
+    with runtime.progress.stage("Analysing", steps) as advance:
         # One more position than the template's: the instruction's own last token comes first.
         positions = len(chat.post_instruction_tokens) + 1
         train, test = (
@@ -103,6 +105,8 @@ def analyse(out: Path, runtime: Runtime, *, doses: Sequence[float] = (), seeds: 
             analysis, chat, contrast, direction, train, trace, between, record, protocol
         )
         advance(1)
+        front = judged_front(chat, contrast, direction, trace, between, record, protocol, advance)
+        analysis = replace(analysis, front=front)
         if seeds:
             again = _across_seeds(chat, prompts, direction, train, record, runtime, seeds, advance)
             analysis = replace(analysis, seeds=again)

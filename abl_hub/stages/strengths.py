@@ -108,13 +108,16 @@ def choose_strengths(
         rarest = min(failures, key=failures.__getitem__)
         edited = subject(fitted[rarest])
         fitted[rarest] = replace(
-            fitted[rarest], damage=against.damage(edited).share, kl=against.kl(edited)
+            fitted[rarest], damage=against.damage(edited).share, kl=against.kl(edited).value
         )
     points = (*map(_uniform, finalists), *fitted)
     best, reason = _best(points, recipe, tolerance)
     if points[best].kl_weight is None:
-        return directions[points[best].method][0], StrengthsRecord(reason=reason, points=points)
-    return fittest, StrengthsRecord(reason=reason, chosen=best, points=points)
+        uniform = directions[points[best].method][0]
+        return uniform, StrengthsRecord(reason=reason, points=points, direction=fittest.digest)
+    return fittest, StrengthsRecord(
+        reason=reason, chosen=best, points=points, direction=fittest.digest
+    )
 
 
 def _good_enough(one: Finalist, one_reply: float) -> bool:

@@ -56,6 +56,7 @@ def test_one_direction_is_enough_and_it_acts_rather_than_recognises(extracted: P
     analysis = load_record(extracted).analysis
     assert analysis.residual[0] > 2 > -2 > analysis.residual[1]
     assert not analysis.spread
+    assert analysis.front == ()
     assert analysis.told.finding == "one"
     assert [one.how for one in analysis.removals] == ["none", "edit"]
     assert analysis.shares[0] > 0.5

@@ -13,7 +13,7 @@ from abl_hub.directions.geometry import LayerGeometry
 from abl_hub.directions.stability import Seeds, Stability
 from abl_hub.errors import EvaluationError
 from abl_hub.evaluation.detector import Detector
-from abl_hub.evaluation.intervals import Estimate
+from abl_hub.evaluation.intervals import Estimate, proportion
 from abl_hub.evaluation.spread import Removal, Told
 from abl_hub.report.page import write_report
 from abl_hub.report.plots import candidates_plot
@@ -21,6 +21,7 @@ from abl_hub.report.record import (
     AnalysisRecord,
     Detection,
     Dose,
+    FrontPoint,
     HarmAndExecution,
     Record,
     Separation,
@@ -60,6 +61,15 @@ def analysis() -> AnalysisRecord:
             layer=1, cosine=0.2, base=3.0, without_harm=2.5, without_execution=1.0
         ),
         dose=(Dose(strength=0.0, failures=1.0, damage=0.0, kl=0.0),),
+        front=tuple(
+            FrontPoint(
+                point=point,
+                failures=proportion(failed, 8),
+                damage=proportion(0, 8),
+                kl=Estimate(value=kl, low=0.5 * kl, high=2 * kl, count=8),
+            )
+            for point, failed, kl in ((None, 2, 0.2), (0, 0, 0.1))
+        ),
     )
 
 
@@ -88,6 +98,8 @@ def test_everything_is_inside_and_beside(record: Record, tmp_path: Path) -> None
     parsed = _Images()
     parsed.feed(text)
     assert len(parsed.sources) == 8
+    assert "one for all</td><td>0.25 [0.07, 0.59]" in text
+    assert "fitted, KL weighed 300 (taken)</td><td>0.00 [0.00, 0.32]" in text
     assert all(source.startswith("data:image/png;base64,") for source in parsed.sources)
     names = {path.stem for path in tmp_path.glob("*.png")}
     assert names == {

@@ -332,7 +332,7 @@ def test_a_vocabulary_that_is_masked_in_part_can_be_fitted(
         between, budget = gains(chat.model, trace.writers), Budget(steps=2, leaps=0)
         [point] = fit(chat, [edit], names, between, lesson, budget=budget).points
         active = partial(applied, edit, chat.model, between)
-        over_replies = against.kl(Subject(chat=chat, active=active))
+        over_replies = against.kl(Subject(chat=chat, active=active)).value
     finally:
         handle.remove()
     assert 0 < point.kl < 1
@@ -402,3 +402,15 @@ def test_extract_fits_where_it_is_asked_to_and_the_edit_holds_it(
     assert record.agreement.hooks_delta <= 1e-4
     written = {writer.parameter: writer.strength for writer in record.edit.writers}
     assert written["model.layers.3.mlp.down_proj.weight"] == pytest.approx(taken.strengths["3.mlp"])
+    # The report's front: every point by whole replies, as the choice judged those that it needed.
+    result = CliRunner().invoke(command, ["analyse", str(tmp_path / "fit")])
+    assert result.exit_code == 0, result.output
+    assert "(taken)" in result.output
+    one, *front = load_record(tmp_path / "fit").analysis.front
+    assert one.point is None
+    assert [point.point for point in front] == list(range(len(found.points)))
+    again = front[found.chosen]
+    assert again.failures.value == taken.failures
+    assert again.failures.count == 12
+    assert again.kl.value == pytest.approx(taken.kl, rel=0.01)
+    assert one.kl.value > again.kl.value

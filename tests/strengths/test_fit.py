@@ -37,7 +37,8 @@ from abl_hub.progress import SILENT
 from abl_hub.report.recipe import Recipe
 from abl_hub.report.record import Finalist, StrengthsRecord, load_record
 from abl_hub.stages.strengths import choose_strengths, lesson_of
-from abl_hub.strengths.fit import STRONGEST, Budget, Fitted, fit
+from abl_hub.strengths.course import STRONGEST, Fitted
+from abl_hub.strengths.fit import Budget, fit
 from abl_hub.strengths.groups import OUTSIDE, groups, spread
 
 LAYER = 2

@@ -11,7 +11,7 @@ under, so that what is judged is the edit that will be written.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -78,10 +78,10 @@ class Selection:
     Args:
         direction: of the chosen candidate.
         alternatives: directions of the same kind with which one strength for all writers does
-            badly, and fitted strengths may do better: some nearer to the output, and where no
-            candidate met all thresholds those at the prompt's last token too, and the one that
-            removes most of the behaviour (on the prompts that it was judged on until it was out),
-            whatever its KL.
+            badly, and fitted strengths may do better: some nearer to the output. Where no candidate
+            met all thresholds they are those at the prompt's last token, if the method reads there,
+            and the candidate that removes most of the behaviour (on the prompts that it was judged
+            on until it was out) is one too, whatever its KL.
         proposal: what the method proposed there.
         chosen: the candidate.
         candidates: all of them.
@@ -208,8 +208,9 @@ def select(
     chosen = candidates[judged.index(winner)]
     proposal = winner.proposal
     direction = direction_of(proposal, method, behaviour)
-    positions = {proposal.position} if passed else {proposal.position, -1}
-    wanted = _deeper(proposals, proposal, len(chat.layers), positions)
+    reads_last = any(one.position == -1 for one in proposals)
+    position = -1 if reads_last and not passed else proposal.position
+    wanted = _deeper(proposals, proposal, len(chat.layers), position)
     if not passed:
         strongest = _removing_most(judged)
         wanted += [strongest] if strongest not in (proposal, *wanted) else []
@@ -244,7 +245,7 @@ def direction_of(proposal: Proposal, method: str, behaviour: str) -> Direction:
 
 
 def _deeper(
-    proposals: Sequence[Proposal], chosen: Proposal, layers: int, positions: Set[int]
+    proposals: Sequence[Proposal], chosen: Proposal, layers: int, position: int
 ) -> list[Proposal]:
     """What the same method found at two thirds and five sixths of the depth, if it did."""
     wanted = {round(share * (layers - 1)) for share in DEEPER}
@@ -252,7 +253,7 @@ def _deeper(
         proposal
         for proposal in proposals
         if proposal.layer in wanted
-        and proposal.position in positions
+        and proposal.position == position
         and (proposal.layer, proposal.position) != (chosen.layer, chosen.position)
         and len(proposal.basis) == len(chosen.basis)
     ]

@@ -129,7 +129,7 @@ def test_methods_that_keep_ordinary_prompts_pass_the_paper_s_thresholds(
     assert selected.chosen.induce > 0
 
 
-def test_what_fails_at_one_strength_is_fitted_at_the_last_token_too(
+def test_what_fails_at_one_strength_is_fitted_at_the_last_token(
     selection: Callable[[str], Selection],
 ) -> None:
     failing = selection("difference")
@@ -137,6 +137,7 @@ def test_what_fails_at_one_strength_is_fitted_at_the_last_token_too(
     assert failing.direction.position != -1
     offered = {(found.layer, found.position) for found in failing.alternatives}
     assert {(5, -1), (6, -1)} <= offered
+    assert {position for _, position in offered} == {-1}
     assert len(offered) == len(failing.alternatives)
     passing = selection("projected")
     assert {found.position for found in passing.alternatives} == {passing.direction.position}
